@@ -1,0 +1,297 @@
+"""The bridge's settings, read from a YAML file (`serve`) or from the environment (stdio).
+
+Every error names the key, what was found and what is allowed. A value that may be a secret is never repeated.
+"""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import os
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import urlsplit, urlunsplit
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from local_llm_bridge.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+DEFAULT_URL = "http://127.0.0.1:8000/v1"
+# Claude Code gives up on an HTTP call after 5 minutes without a sign of life: the bridge has to speak before that.
+DEFAULT_TIMEOUT_S = 240.0
+DEFAULT_MAX_RETRIES = 2
+
+
+@dataclass(frozen=True)
+class Engine:
+    """One model and the OpenAI-compatible server that runs it."""
+
+    name: str | None
+    """The model's name there; None: the only one that the server lists."""
+    url: str
+    """Base URL, ends in /v1."""
+    context: int | None = None
+    """Context length in tokens; None: not known, the server will say when it is exceeded."""
+    api_key: str | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What both ways of running need."""
+
+    engines: tuple[Engine, ...]
+    """The first one is the default."""
+    timeout_s: float = DEFAULT_TIMEOUT_S
+    """Longest time for one call, repetitions included, in seconds."""
+    max_retries: int = DEFAULT_MAX_RETRIES
+    """How often a request that got no answer yet is repeated."""
+
+
+def _http_url(value: str) -> str:
+    """Check a base URL and complete it with /v1.
+
+    Raises:
+        ValueError: it is not an http(s) URL of a host, or carries a password.
+    """
+    parts = urlsplit(value.strip())
+    if parts.username or parts.password:
+        raise ValueError("must not hold a user or password; a key belongs into a file")
+    if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.fragment:
+        raise ValueError(f"found {value!r}; wanted http(s)://host[:port][/v1]")
+    _ = parts.port  # raises ValueError when it is not a port
+    path = parts.path.rstrip("/")
+    if not re.search(r"/v\d+$", path):
+        path += "/v1"
+    return urlunsplit((parts.scheme, parts.netloc, path, "", ""))
+
+
+def _ip_address(value: str) -> str:
+    try:
+        ipaddress.ip_address(value)
+    except ValueError:
+        raise ValueError(f"found {value!r}; wanted an IP address such as 127.0.0.1 or 0.0.0.0") from None
+    return value
+
+
+def _token_digest(value: str) -> str:
+    # Somebody may have put the token itself here: say its length, not its text.
+    if not re.fullmatch(r"[0-9a-f]{64}", value):
+        raise ValueError(f"found a text of {len(value)} characters; wanted the token's SHA-256, 64 digits 0-9a-f")
+    return value
+
+
+def _host_header(value: str) -> str:
+    if not re.fullmatch(r"(\[[0-9A-Fa-f:]+\]|[A-Za-z0-9._-]+)(:\d{1,5})?", value):
+        raise ValueError(f"found {value!r}; wanted host or host:port")
+    return value.lower()
+
+
+# Names go into log lines, so they hold no blanks and no control characters.
+_ModelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,127}$")]
+_DeveloperName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,63}$")]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Listen(_Section):
+    """Where HTTP is served."""
+
+    address: Annotated[str, AfterValidator(_ip_address)] = "127.0.0.1"
+    port: int = Field(default=8080, ge=1, le=65535)
+
+
+class Developer(_Section):
+    """Somebody who may call, known by the SHA-256 of a bearer token."""
+
+    name: _DeveloperName
+    token_sha256: Annotated[str, AfterValidator(_token_digest)]
+
+
+class _Model(_Section):
+    name: _ModelName
+    url: Annotated[str, AfterValidator(_http_url)]
+    context: int = Field(ge=256)
+    api_key_file: str | None = Field(default=None, min_length=1)
+
+
+class _File(_Section):
+    listen: Listen = Listen()
+    allowed_hosts: list[Annotated[str, AfterValidator(_host_header)]] = []
+    models: list[_Model] = Field(min_length=1)
+    developers: list[Developer]
+    timeout_s: float = Field(default=DEFAULT_TIMEOUT_S, ge=1, le=3600)
+    max_retries: int = Field(default=DEFAULT_MAX_RETRIES, ge=0, le=10)
+
+
+_SECTIONS: dict[str, type[_Section]] = {"listen": Listen, "models": _Model, "developers": Developer}
+
+
+@dataclass(frozen=True)
+class ServeSettings(Settings):
+    """What `serve` needs besides."""
+
+    listen: Listen = field(default_factory=Listen)
+    allowed_hosts: tuple[str, ...] = ()
+    """Host headers that are accepted besides loopback and the listening address."""
+    developers: tuple[Developer, ...] = ()
+
+
+def from_file(path: Path, *, read_keys: bool = True) -> ServeSettings:
+    """Read the settings of `serve`.
+
+    Args:
+        path: the YAML file.
+        read_keys: False checks all but the key files, which exist only while the service runs.
+
+    Raises:
+        ConfigError: the file cannot be read or something in it is wrong.
+    """
+    content = _parse(path)
+    try:
+        file = _File.model_validate(content)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {'; '.join(_explain(item) for item in error.errors())}") from None
+    for key, values in {
+        "models: name": (model.name for model in file.models),
+        "developers: name": (developer.name for developer in file.developers),
+    }.items():
+        if double := _doubles(values):
+            raise ConfigError(f"{path}: {key}: found {double!r} more than once; each must be unique")
+    if _doubles(developer.token_sha256 for developer in file.developers):
+        raise ConfigError(f"{path}: developers: token_sha256: two developers have the same token; give each their own")
+    return ServeSettings(
+        engines=tuple(
+            Engine(
+                name=model.name,
+                url=model.url,
+                context=model.context,
+                api_key=_key_from_file(model.api_key_file, f"{path}: models: {model.name}: api_key_file")
+                if read_keys and model.api_key_file
+                else None,
+            )
+            for model in file.models
+        ),
+        timeout_s=file.timeout_s,
+        max_retries=file.max_retries,
+        listen=file.listen,
+        allowed_hosts=tuple(file.allowed_hosts),
+        developers=tuple(file.developers),
+    )
+
+
+def from_environment(environment: Mapping[str, str]) -> Settings:
+    """Read the settings of stdio from the guide's environment names; an empty value counts as not set.
+
+    Raises:
+        ConfigError: a value is wrong.
+    """
+
+    def first(*names: str) -> tuple[str, str | None]:
+        return next(((name, environment[name]) for name in names if environment.get(name)), (names[0], None))
+
+    url_name, url = first("LOCAL_API_URL", "OPENAI_BASE_URL")
+    try:
+        url = _http_url(url) if url else DEFAULT_URL
+    except ValueError as error:
+        raise ConfigError(f"{url_name}: {error}") from None
+    _, model = first("MODEL_NAME", "OPENAI_MODEL")
+    _, key_file = first("OPENAI_API_KEY_FILE")
+    key = _key_from_file(key_file, "OPENAI_API_KEY_FILE") if key_file else first("OPENAI_API_KEY")[1]
+    timeout_ms = _number("OPENAI_TIMEOUT", first("OPENAI_TIMEOUT")[1], 1000, 3_600_000, "milliseconds")
+    max_retries = _number("OPENAI_MAX_RETRIES", first("OPENAI_MAX_RETRIES")[1], 0, 10, "repetitions")
+    return Settings(
+        engines=(Engine(name=model, url=url, api_key=key),),
+        timeout_s=DEFAULT_TIMEOUT_S if timeout_ms is None else timeout_ms / 1000,
+        max_retries=DEFAULT_MAX_RETRIES if max_retries is None else max_retries,
+    )
+
+
+def _parse(path: Path) -> object:
+    import yaml  # noqa: PLC0415 - stdio needs no YAML
+
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: is not UTF-8 text") from None
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else "?"
+        raise ConfigError(f"{path}: line {line}: is not valid YAML: {error.problem}") from None
+    except yaml.YAMLError:
+        raise ConfigError(f"{path}: is not valid YAML") from None
+
+
+def _explain(error: Any) -> str:  # noqa: ANN401 - pydantic's ErrorDetails is a dictionary of anything
+    """Say one of pydantic's findings in the words of the file: key, found, allowed."""
+    location: tuple[str | int, ...] = error["loc"]
+    key = ".".join(str(part) for part in location) or "the file"
+    if error["type"] == "extra_forbidden":
+        section = _SECTIONS.get(str(location[0]), _File) if len(location) > 1 else _File
+        known = list(section.model_fields)
+        near = difflib.get_close_matches(str(location[-1]), known, n=1)
+        return f"{key}: unknown key; " + (f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}")
+    if error["type"] == "missing":
+        return f"{key}: missing"
+    if error["type"] == "value_error":
+        return f"{key}: {error['ctx']['error']}"
+    value = error["input"]
+    found = f"found {value!r}" if isinstance(value, str | int | float) else f"found {_kind(value)}"
+    if "token" in key or "key" in key:
+        found = f"found {_kind(value)}"
+    return f"{key}: {found}; {_lower_first(error['msg'])}"
+
+
+def _kind(value: object) -> str:
+    names = {dict: "a mapping", list: "a list", str: "a text", bool: "true or false", type(None): "nothing"}
+    return names.get(type(value), "a number")
+
+
+def _lower_first(text: str) -> str:
+    return text[:1].lower() + text[1:]
+
+
+def _doubles(values: Iterable[str]) -> str | None:
+    return next((value for value, count in Counter(values).items() if count > 1), None)
+
+
+def _number(name: str, value: str | None, least: int, most: int, unit: str) -> int | None:
+    if value is None:
+        return None
+    if not re.fullmatch(r"\d{1,10}", value.strip()) or not least <= int(value) <= most:
+        raise ConfigError(f"{name}: found {value!r}; wanted whole {unit} from {least} to {most}")
+    return int(value)
+
+
+def _key_from_file(name: str, setting: str) -> str:
+    """Read a key; a relative name means a systemd credential.
+
+    Raises:
+        ConfigError: the file cannot be read or does not hold a key.
+    """
+    path = Path(name)
+    if not path.is_absolute():
+        directory = os.environ.get("CREDENTIALS_DIRECTORY")
+        if not directory:
+            raise ConfigError(
+                f"{setting}: {name!r} is relative to $CREDENTIALS_DIRECTORY, which is not set; "
+                f"give the service LoadCredential={name}:/path, or write an absolute path"
+            )
+        path = Path(directory, name)
+    try:
+        key = path.read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise ConfigError(f"{setting}: {path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        key = ""
+    if not re.fullmatch(r"[\x21-\x7e]+", key):
+        raise ConfigError(f"{setting}: {path}: must hold one key: one line of printable characters without blanks")
+    return key

@@ -1,0 +1,118 @@
+"""Everything that can go wrong, and who has to do something about it.
+
+BridgeError
+├── ConfigError              the operator: settings, files, credentials
+├── ListenError              the operator: the address cannot be listened on
+└── CallError                one tool call failed; its text is the tool's result
+    ├── UnknownToolError     the caller
+    ├── BadArgumentsError    the caller
+    ├── UnknownModelError    the caller
+    ├── TooLongError         the caller
+    └── EngineError          the model server, or the way to it
+        ├── EngineDownError
+        ├── EngineRefusedError
+        ├── EngineBusyError
+        ├── EngineTimeoutError
+        ├── EngineInterruptedError
+        └── EngineAnswerError
+
+Texts are for people: what was tried, what came back, what to do. They never hold a secret.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class BridgeError(Exception):
+    """Base of all errors of the bridge; its text is fit to be shown."""
+
+
+class ConfigError(BridgeError):
+    """A setting is missing, unknown or wrong."""
+
+
+class ListenError(BridgeError):
+    """The address cannot be listened on."""
+
+
+class CallError(BridgeError):
+    """A tool call failed.
+
+    Args:
+        text: what the caller is told.
+        model: name of the model that was asked, if one had been chosen.
+    """
+
+    outcome: ClassVar[str] = "error"
+    """Short name of this kind of failure in the log."""
+
+    def __init__(self, text: str, model: str | None = None) -> None:
+        super().__init__(text)
+        self.model = model
+
+
+class UnknownToolError(CallError):
+    """No tool has the name that was called."""
+
+    outcome = "unknown_tool"
+
+
+class BadArgumentsError(CallError):
+    """The arguments do not fit the tool's schema."""
+
+    outcome = "bad_arguments"
+
+
+class UnknownModelError(CallError):
+    """No model has the name that was asked for, or none was named and there are several."""
+
+    outcome = "unknown_model"
+
+
+class TooLongError(CallError):
+    """The input does not fit into the model's context."""
+
+    outcome = "too_long"
+
+
+class EngineError(CallError):
+    """The model server failed."""
+
+    outcome = "engine_error"
+
+
+class EngineDownError(EngineError):
+    """Nothing answers at the engine's address."""
+
+    outcome = "engine_down"
+
+
+class EngineRefusedError(EngineError):
+    """The engine answered with a status that says no: wrong key, unknown model, bad request, its own failure."""
+
+    outcome = "engine_refused"
+
+
+class EngineBusyError(EngineError):
+    """The engine has no room for the request just now."""
+
+    outcome = "engine_busy"
+
+
+class EngineTimeoutError(EngineError):
+    """The time for one call is over."""
+
+    outcome = "engine_timeout"
+
+
+class EngineInterruptedError(EngineError):
+    """The engine stopped in the middle of an answer."""
+
+    outcome = "engine_interrupted"
+
+
+class EngineAnswerError(EngineError):
+    """What came back is not a chat completion."""
+
+    outcome = "engine_answer"
