@@ -1,0 +1,85 @@
+"""What the tests of all scenarios share: guests by their inventory names, and the journal of a failed test's units."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable, Generator
+from pathlib import Path
+
+import pytest
+import testinfra
+from testinfra.host import Host
+
+LAB = Path(__file__).resolve().parent.parent / "tests" / "lab"
+JOURNAL_LINES = 50
+
+
+def _network() -> str:
+    return os.environ["LAB_NETWORK"]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let testinfra talk to the scenario's guests through podman itself.
+
+    It cannot read our connection plugin from an inventory, and would start one ``ansible`` process for each command.
+
+    Args:
+        config: pytest's configuration, whose host options are replaced.
+
+    Raises:
+        pytest.UsageError: No guest of the scenario is running.
+    """
+    config.addinivalue_line("markers", "units(*names): systemd units whose journal is shown when the test fails")
+    os.environ["PATH"] = f"{LAB / 'bin'}:{os.environ['PATH']}"
+    guests = subprocess.run(
+        ["podman", "ps", f"--filter=network={_network()}", "--format={{.Names}}"],  # noqa: S607
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout.split()
+    if not guests:
+        raise pytest.UsageError(f"no guest is running on the network {_network()}; run `molecule converge` first")
+    config.option.hosts = ",".join(f"podman://{name}" for name in sorted(guests))
+    config.option.connection = None
+    config.option.ansible_inventory = None
+
+
+@pytest.fixture
+def guest() -> Callable[..., Host]:
+    """Address one guest: ``guest("dev1")``, or as a user of it ``guest("dev1", "alice")``.
+
+    Returns:
+        A function of the guest's inventory name and, optionally, the user to run commands as (root by default).
+    """
+
+    def get(name: str, user: str = "root") -> Host:
+        return testinfra.get_host(f"podman://{user}@{_network()}-{name}")
+
+    return get
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Add to a failed test's report what the units that it is marked with have logged.
+
+    Args:
+        item: The test.
+        call: One phase of it.
+
+    Returns:
+        The phase's report.
+    """
+    report = yield
+    if report.failed:
+        used = getattr(item, "funcargs", {}).get("host")
+        hosts = [used] if used else testinfra.get_hosts(item.config.option.hosts.split(","))
+        for host in hosts:
+            for unit in [name for mark in item.iter_markers("units") for name in mark.args]:
+                # "-n 0": the status without its own excerpt of the journal
+                status = host.run("systemctl status --no-pager -n 0 %s", unit).stdout
+                journal = host.run("journalctl --no-pager -n %s -u %s", str(JOURNAL_LINES), unit).stdout
+                report.sections.append((f"{unit} on {host.backend.get_pytest_id()}", f"{status}\n{journal}"))
+    return report
