@@ -1,0 +1,279 @@
+"""Ansible module: refuses models that llama.cpp could not serve on this host, before anything is changed."""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import re
+import socket
+import struct
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from ansible.module_utils.basic import AnsibleModule
+
+DOCUMENTATION = r"""
+module: llama_cpp_preflight
+short_description: What would keep llama.cpp from serving these models here
+description:
+  - Reads the input, the headers of the GGUF files, the host's addresses, listeners and memory. Changes nothing.
+author: local-llm-fleet
+options:
+  models:
+    description: The models, as in the role's variable C(llama_cpp_models).
+    type: list
+    elements: dict
+    required: true
+  address:
+    description: IP address to listen on.
+    type: str
+    required: true
+  api_key:
+    description: The key that clients have to send.
+    type: str
+    required: true
+"""
+
+KEY_LENGTH = 20  # characters; less can be guessed
+CONTEXT = 512  # tokens; less does not hold a question and an answer
+PORTS = range(1024, 65536)  # the service may not bind lower ones
+
+# GGUF (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md): the types of metadata values.
+SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+STRING, ARRAY = 8, 9
+
+
+class NotGguf(ValueError):
+    """The file is no GGUF model."""
+
+
+def _take(stream: IO[bytes], form: str) -> Any:
+    size = struct.calcsize(f"<{form}")
+    data = stream.read(size)
+    if len(data) < size:
+        raise NotGguf("the file ends in the middle of its header")
+    return struct.unpack(f"<{form}", data)[0]
+
+
+def _string(stream: IO[bytes]) -> str:
+    return stream.read(_take(stream, "Q")).decode(errors="replace")
+
+
+def _value(stream: IO[bytes], kind: int) -> Any:
+    if kind == STRING:
+        return _string(stream)
+    if kind == ARRAY:
+        element, count = _take(stream, "I"), _take(stream, "Q")
+        return [_value(stream, element) for _ in range(count)]
+    if kind not in SCALARS:
+        raise NotGguf(f"unknown type {kind} in its header")
+    return _take(stream, SCALARS[kind])
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """Metadata of a GGUF file, up to the tokenizer's.
+
+    Raises:
+        NotGguf: It is something else.
+    """
+    with path.open("rb") as stream:
+        if (magic := stream.read(4)) != b"GGUF":
+            raise NotGguf(f"it begins with {magic!r} instead of b'GGUF'")
+        _take(stream, "I")  # version
+        _take(stream, "Q")  # number of tensors
+        metadata: dict[str, Any] = {}
+        for _ in range(_take(stream, "Q")):
+            key = _string(stream)
+            if key.startswith("tokenizer."):
+                break  # long lists, and what matters here comes before them
+            metadata[key] = _value(stream, _take(stream, "I"))
+    return metadata
+
+
+def cache_bytes(header: dict[str, Any], tokens: int) -> int:
+    """Memory of the key-value cache (16 bits), 0 if the header does not say enough.
+
+    Args:
+        header: What :func:`read_header` returned.
+        tokens: Context of all slots together.
+    """
+    arch = header.get("general.architecture")
+    layers = header.get(f"{arch}.block_count", 0)
+    heads = header.get(f"{arch}.attention.head_count", 0)
+    kv_heads = header.get(f"{arch}.attention.head_count_kv", heads)
+    width = header.get(f"{arch}.embedding_length", 0)
+    if not all(isinstance(value, int) and value for value in (layers, heads, kv_heads, width)):
+        return 0
+    key_length = header.get(f"{arch}.attention.key_length", width // heads)
+    value_length = header.get(f"{arch}.attention.value_length", width // heads)
+    return int(2 * layers * kv_heads * (key_length + value_length) * tokens)
+
+
+# --- the host ---
+
+
+def memory_bytes() -> int:
+    """Memory of the host."""
+    found = re.search(r"MemTotal:\s+(\d+) kB", Path("/proc/meminfo").read_text())
+    return int(found[1]) * 1024 if found else 0
+
+
+def listeners(ss: str, port: int) -> Iterator[tuple[str, str, int]]:
+    """Who listens on a port.
+
+    Args:
+        ss: Path of ss(8).
+        port: TCP port.
+
+    Yields:
+        Address, name of the process and its id (0 if unknown).
+    """
+    argv = [ss, "--no-header", "--listening", "--tcp", "--numeric", "--processes", f"sport = :{port}"]
+    for line in subprocess.run(argv, capture_output=True, text=True, check=True).stdout.splitlines():
+        address = line.split()[3].rpartition(":")[0].strip("[]").split("%")[0]
+        process = re.search(r'\("([^"]+)",pid=(\d+)', line)
+        yield address, process[1] if process else "an unknown process", int(process[2]) if process else 0
+
+
+def serving_model(pid: int) -> str | None:
+    """Name of the model that a process serves as one of this role's units."""
+    try:
+        found = re.search(r"/llama-cpp@([^/]+)\.service", Path(f"/proc/{pid}/cgroup").read_text())
+    except OSError:
+        return None
+    return found[1] if found else None
+
+
+def overlap(one: str, other: str) -> bool:
+    """Whether two listening addresses get in each other's way."""
+    return one == other or any(address in ("*", "0.0.0.0", "::") for address in (one, other))
+
+
+# --- what can be wrong ---
+
+
+def common_problems(models: list[dict[str, Any]], address: str, api_key: str) -> Iterator[str]:
+    """What is wrong with the input, apart from single models."""
+    if len(api_key) < KEY_LENGTH or not re.fullmatch(r"[!-~]+", api_key):
+        yield (
+            f"llama_cpp_api_key has {len(api_key)} characters; it needs at least {KEY_LENGTH}, ASCII without blanks. "
+            "`openssl rand -hex 32` makes one"
+        )
+    try:
+        family = socket.AF_INET6 if ipaddress.ip_address(address).version == 6 else socket.AF_INET
+        with socket.socket(family) as probe:
+            probe.bind((address, 0))
+    except ValueError:
+        yield f"llama_cpp_address is {address!r}; it is an IP address of this host, 127.0.0.1 or 0.0.0.0"
+    except OSError as error:
+        if error.errno != errno.EADDRNOTAVAIL:
+            raise
+        yield f"llama_cpp_address is {address}, which this host does not have; `ip address` shows those that it has"
+    for key in ("name", "port"):
+        values = [model[key] for model in models]
+        for value in sorted({value for value in values if values.count(value) > 1}, key=str):
+            users = ", ".join(model["name"] for model in models if model[key] == value)
+            yield f"llama_cpp_models: {key} {value} is used by more than one model ({users})"
+
+
+def port_problems(model: dict[str, Any], models: list[dict[str, Any]], address: str, ss: str) -> Iterator[str]:
+    """Who has the model's port already."""
+    names = {other["name"] for other in models}
+    for taken, process, pid in listeners(ss, model["port"]):
+        if not overlap(address, taken):
+            continue
+        owner = serving_model(pid)
+        if owner == model["name"] or (owner and owner not in names):
+            continue  # itself, or one that this run removes
+        who = f"the model {owner}, which has to be moved first" if owner else f"{process} (pid {pid})"
+        yield f"{model['name']}: port {model['port']} on {taken} is taken by {who}; stop it, or choose another port"
+
+
+def file_problems(model: dict[str, Any], warnings: list[str]) -> Iterator[str]:
+    """What is wrong with the model's file, or too much for it or for the host.
+
+    Args:
+        model: Entry of ``llama_cpp_models``.
+        warnings: Gets what may still work.
+    """
+    name, path = model["name"], Path(model["path"])
+    try:
+        header = read_header(path)
+    except NotGguf as error:
+        yield f"{name}: {path} is not a GGUF model: {error}. llama.cpp serves GGUF; vLLM serves safetensors"
+        return
+    trained = header.get(f"{header.get('general.architecture')}.context_length")
+    if isinstance(trained, int) and model["context"] > trained:
+        yield f"{name}: context is {model['context']} tokens, but the model was made for {trained}; lower it"
+    weights, memory = path.stat().st_size, memory_bytes()
+    cache = cache_bytes(header, model["context"] * model["parallel"])
+    if weights > memory:
+        yield f"{name}: the model has {weights / 1e9:.1f} GB, the host's memory {memory / 1e9:.1f} GB; choose a smaller one"
+    elif weights + cache > memory:
+        warnings.append(
+            f"{name}: {weights / 1e9:.1f} GB of weights and about {cache / 1e9:.1f} GB of cache are more than the host's "
+            f"{memory / 1e9:.1f} GB of memory; lower context ({model['context']}) or parallel ({model['parallel']})"
+        )
+
+
+def model_problems(model: dict[str, Any]) -> Iterator[str]:
+    """What is wrong with one entry by itself."""
+    name = model["name"]
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}", name):
+        yield f"name {name!r} of a model: use letters, digits, dot, underscore and dash, beginning with a letter or digit"
+    if model["port"] not in PORTS:
+        yield f"{name}: port is {model['port']}; choose one from {PORTS[0]} to {PORTS[-1]}"
+    if model["context"] < CONTEXT:
+        yield f"{name}: context is {model['context']} tokens; it needs at least {CONTEXT}, Claude Code itself 32768"
+    if model["parallel"] < 1:
+        yield f"{name}: parallel is {model['parallel']}; it is the number of requests at once, at least 1"
+
+
+def main() -> None:
+    """Run as an Ansible module."""
+    module = AnsibleModule(
+        argument_spec={
+            "models": {
+                "type": "list",
+                "elements": "dict",
+                "required": True,
+                "options": {
+                    "name": {"type": "str", "required": True},
+                    "path": {"type": "path", "required": True},
+                    "port": {"type": "int", "required": True},
+                    "context": {"type": "int", "required": True},
+                    "parallel": {"type": "int", "required": True},
+                },
+            },
+            "address": {"type": "str", "required": True},
+            "api_key": {"type": "str", "required": True, "no_log": True},
+        },
+        supports_check_mode=True,
+    )
+    models: list[dict[str, Any]] = module.params["models"]
+    address: str = module.params["address"]
+    ss = module.get_bin_path("ss", required=True)
+    problems = list(common_problems(models, address, module.params["api_key"]))
+    warnings: list[str] = []
+    for model in models:
+        problems += model_problems(model)
+        problems += port_problems(model, models, address, ss)
+        if Path(model["path"]).is_file():
+            problems += file_problems(model, warnings)
+        elif module.check_mode:
+            warnings.append(f"{model['name']}: {model['path']} does not exist yet; a real run puts models in place first")
+        else:
+            problems.append(
+                f"{model['name']}: {model['path']} does not exist; put it there with the role model_store, or correct path"
+            )
+    for warning in warnings:
+        module.warn(warning)
+    if problems:
+        module.fail_json(msg="\n".join(problems))
+    module.exit_json(changed=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""Ansible module: llama.cpp's units run, and run with what is on the disk now."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+
+DOCUMENTATION = r"""
+module: llama_cpp_service
+short_description: Units that are enabled, ready, and newer than what they read
+description:
+  - Starts each unit, or starts it again if something that it reads has changed since it was started. So a change takes effect even when an
+    earlier run was broken off between the change and the restart.
+  - Goes on to the next unit only when systemd has called this one ready, so that replicas and other models keep answering.
+author: local-llm-fleet
+options:
+  units:
+    description: The units in the order in which they are started.
+    type: list
+    elements: dict
+    required: true
+    suboptions:
+      name:
+        description: Name of the unit.
+        type: str
+        required: true
+      reads:
+        description: Files and links that it reads when it starts. One that is missing is left to the unit to complain about.
+        type: list
+        elements: path
+        required: true
+"""
+
+MICROSECONDS = 10**6
+JOURNAL_LINES = 15
+
+
+def systemctl(*args: str) -> subprocess.CompletedProcess[str]:
+    """Run systemctl."""
+    return subprocess.run(["systemctl", *args], capture_output=True, text=True, check=False)
+
+
+def properties(unit: str) -> dict[str, str]:
+    """What decides about a unit."""
+    names = "ActiveState,UnitFileState,InactiveExitTimestampMonotonic"
+    shown = systemctl("show", f"--property={names}", unit).stdout
+    return dict(line.split("=", 1) for line in shown.splitlines())
+
+
+def is_stale(started: int, reads: list[str]) -> bool:
+    """Whether something has changed after a unit was started.
+
+    Args:
+        started: When systemd began to start it, in microseconds of the monotonic clock.
+        reads: What it reads.
+    """
+    now = time.time()
+    start = now - (time.monotonic() - started / MICROSECONDS)
+    for path in map(Path, reads):
+        if not path.exists():
+            continue
+        # ctime, because a file that was moved into place keeps the mtime of its download. The link itself counts as well:
+        # it is what an upgrade flips. A time in the future says nothing.
+        changed = (path.lstat().st_ctime, path.stat().st_ctime)
+        if any(start < moment <= now for moment in changed):
+            return True
+    return False
+
+
+def last_words(unit: str) -> str:
+    """The end of a unit's journal, without the lines of earlier starts."""
+    invocation = systemctl("show", "--property=InvocationID", "--value", unit).stdout.strip()
+    argv = ["journalctl", "--output=cat", f"--lines={JOURNAL_LINES}", f"_SYSTEMD_INVOCATION_ID={invocation}"]
+    return subprocess.run(argv, capture_output=True, text=True, check=False).stdout.strip()
+
+
+def main() -> None:
+    """Run as an Ansible module."""
+    module = AnsibleModule(
+        argument_spec={
+            "units": {
+                "type": "list",
+                "elements": "dict",
+                "required": True,
+                "options": {
+                    "name": {"type": "str", "required": True},
+                    "reads": {"type": "list", "elements": "path", "required": True},
+                },
+            }
+        },
+        supports_check_mode=True,
+    )
+    units: list[dict[str, Any]] = module.params["units"]
+    done: dict[str, str] = {}
+    for unit in units:
+        name = unit["name"]
+        state = properties(name)
+        if state.get("ActiveState") != "active":
+            verb = "start"
+        elif is_stale(int(state["InactiveExitTimestampMonotonic"]), unit["reads"]):
+            verb = "restart"
+        elif state.get("UnitFileState") != "enabled":
+            verb = "enable"
+        else:
+            continue
+        done[name] = verb
+        if module.check_mode:
+            continue
+        if not Path("/run/systemd/system").is_dir():
+            module.fail_json(msg="systemd is not running on this host, and llama.cpp is run by it")
+        systemctl("daemon-reload")
+        systemctl("enable", name)
+        if verb == "enable":
+            continue
+        systemctl("reset-failed", name)
+        if (result := systemctl("restart", name)).returncode != 0:
+            words = last_words(name) or result.stderr.strip()
+            module.fail_json(
+                msg=f"{name} did not become ready. The end of its journal:\n{words}\nAll of it: journalctl -u {name}",
+                changed=True,
+            )
+    module.exit_json(changed=bool(done), done=done)
+
+
+if __name__ == "__main__":
+    main()
