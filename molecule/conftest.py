@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 from collections.abc import Callable, Generator
 from pathlib import Path
 
@@ -32,12 +31,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """
     config.addinivalue_line("markers", "units(*names): systemd units whose journal is shown when the test fails")
     os.environ["PATH"] = f"{LAB / 'bin'}:{os.environ['PATH']}"
-    guests = subprocess.run(
-        ["podman", "ps", f"--filter=network={_network()}", "--format={{.Names}}"],  # noqa: S607
-        check=True,
-        capture_output=True,
-        text=True,
-    ).stdout.split()
+    podman_ps = f"podman ps --filter=network={_network()} --format={{{{.Names}}}}"
+    guests = testinfra.get_host("local://").check_output(podman_ps).split()
     if not guests:
         raise pytest.UsageError(f"no guest is running on the network {_network()}; run `molecule converge` first")
     config.option.hosts = ",".join(f"podman://{name}" for name in sorted(guests))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from pathlib import Path
 from typing import IO
@@ -28,19 +29,15 @@ options:
     type: str
     default: root
     vars: [{name: ansible_user}]
-  podman_executable:
-    description: Podman program. By default the lab's own.
-    type: path
-    vars: [{name: ansible_podman_executable}]
-  pipelining:
-    description: Send modules through stdin.
-    type: bool
-    default: true
-    vars: [{name: ansible_pipelining}]
+extends_documentation_fragment:
+  - connection_pipelining
 """
 
 PODMAN = Path(__file__).resolve().parent.parent / "bin" / "podman"
-PODMAN_FAILED = 125  # podman's own exit status when it could not run the command at all
+# What podman itself says when the command could not be run at all; the exit status of that differs between versions.
+UNREACHABLE = re.compile(rb"Error: .*(container state improper|no such container|no container with name)")
+
+Stream = IO[bytes] | int | None
 
 display = Display()
 
@@ -71,7 +68,7 @@ class Connection(ConnectionBase):
             AnsibleConnectionFailure: The guest is not running, or podman itself failed.
         """
         super().exec_command(cmd, in_data=in_data, sudoable=sudoable)
-        return self._exec(cmd, input=in_data or b"", stdout=subprocess.PIPE)
+        return self._exec(cmd, input=in_data or b"")
 
     def put_file(self, in_path: str, out_path: str) -> None:
         """Copy a file from the controller to the guest.
@@ -84,8 +81,8 @@ class Connection(ConnectionBase):
             AnsibleError: The file could not be written.
         """
         super().put_file(in_path, out_path)
-        with open(in_path, "rb") as source:
-            self._copy(f"cat > {self._shell.quote(out_path)}", stdin=source, stdout=subprocess.DEVNULL)
+        with Path(in_path).open("rb") as source:
+            self._copy(f"cat > {self._shell.quote(out_path)}", stdin=source)
 
     def fetch_file(self, in_path: str, out_path: str) -> None:
         """Copy a file from the guest to the controller.
@@ -98,27 +95,28 @@ class Connection(ConnectionBase):
             AnsibleError: The file could not be read.
         """
         super().fetch_file(in_path, out_path)
-        with open(out_path, "wb") as target:
+        with Path(out_path).open("wb") as target:
             self._copy(f"cat {self._shell.quote(in_path)}", stdin=subprocess.DEVNULL, stdout=target)
 
     def close(self) -> None:
         """Do nothing: no process outlives its command."""
         self._connected = False
 
-    def _copy(self, cmd: str, *, stdin: IO[bytes] | int, stdout: IO[bytes] | int) -> None:
+    def _copy(self, cmd: str, *, stdin: Stream = None, stdout: Stream = subprocess.PIPE) -> None:
         status, _, stderr = self._exec(cmd, stdin=stdin, stdout=stdout)
         if status != 0:
             raise AnsibleError(f"{self.get_option('remote_addr')}: {cmd}: {stderr.decode(errors='replace').strip()}")
 
-    def _exec(self, cmd: str, **streams: IO[bytes] | int | bytes) -> tuple[int, bytes, bytes]:
-        container = self.get_option("remote_addr")
-        podman = self.get_option("podman_executable") or str(PODMAN)
-        argv = [podman, "exec", "-i", "--user", self.get_option("remote_user"), container, "/bin/sh", "-c", cmd]
-        display.vvv(f"EXEC {argv}", host=container)
-        done = subprocess.run(argv, stderr=subprocess.PIPE, check=False, **streams)
-        if done.returncode == PODMAN_FAILED and done.stderr.startswith(b"Error:"):
+    def _exec(
+        self, cmd: str, *, input: bytes | None = None, stdin: Stream = None, stdout: Stream = subprocess.PIPE
+    ) -> tuple[int, bytes, bytes]:
+        guest = self.get_option("remote_addr")
+        argv = [str(PODMAN), "exec", "-i", "--user", self.get_option("remote_user"), guest, "/bin/sh", "-c", cmd]
+        display.vvv(f"EXEC {argv}", host=guest)
+        done = subprocess.run(argv, input=input, stdin=stdin, stdout=stdout, stderr=subprocess.PIPE, check=False)
+        if UNREACHABLE.match(done.stderr):
             raise AnsibleConnectionFailure(
-                f"guest {container} cannot be reached: {done.stderr.decode(errors='replace').strip()}\n"
-                "Guests are started by tests/lab/create.yml."
+                f"guest {guest} is not running ({done.stderr.decode(errors='replace').strip()}); "
+                "tests/lab/create.yml starts the guests of an inventory"
             )
         return done.returncode, done.stdout or b"", done.stderr
