@@ -158,12 +158,11 @@ class Backend:
         import openai  # noqa: PLC0415
 
         try:
-            answer = await self._client(engine).get("/models", cast_to=object)
+            answer: Any = await self._client(engine).get("/models", cast_to=object)
+            return [str(model["id"]) for model in answer["data"]]
         except openai.APIError as error:
             raise _told(error, engine) from None
-        try:
-            return [model["id"] for model in answer["data"]]  # type: ignore[index] # checked by the except
-        except (TypeError, KeyError):
+        except (ValueError, TypeError, KeyError):
             raise EngineAnswerError(
                 f"{engine.url}/models did not answer with a list of models. Is this an OpenAI-compatible server? "
                 + _ADDRESS_HINT

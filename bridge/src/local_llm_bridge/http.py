@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import socket
 from typing import TYPE_CHECKING
@@ -185,7 +186,7 @@ def _listen(address: str, port: int) -> socket.socket:
         return socket.create_server((address, port), family=family, backlog=512)
     except OSError as error:
         raise ListenError(
-            f"cannot listen on {_authority(address, port)}: {error.strerror}. "
+            f"cannot listen on {_authority(address, port)}: {os.strerror(error.errno or 0)}. "
             "Is another program there, or is the address not this host's? Change listen.address or listen.port."
         ) from None
 

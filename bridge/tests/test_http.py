@@ -1,0 +1,312 @@
+"""HTTP: who gets in, what machines may ask, and how the service starts and stops."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import threading
+import time
+from typing import TYPE_CHECKING
+
+import anyio
+import pytest
+import yaml
+
+from tests.services import (
+    ENGINE_KEY,
+    MODEL,
+    PROGRAM,
+    TOKEN,
+    Bridge,
+    FakeEngine,
+    configuration,
+    events,
+    free_port,
+    llama_server,
+    piece,
+    serving,
+    text_of,
+    wait_for,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+LIST = b'{"jsonrpc": "2.0", "id": 1, "method": "tools/list"}'
+HEADERS = {
+    "Authorization": f"Bearer {TOKEN}",
+    "Content-Type": "application/json",
+    "Accept": "application/json, text/event-stream",
+}
+
+
+@pytest.mark.parametrize(
+    ("authorization", "words"),
+    [
+        (None, "The token is missing."),
+        ("Bearer wrong", "The token is not known here."),
+        (f"Basic {TOKEN}", "The token is not known here."),
+        (f"Bearer {TOKEN}x", "The token is not known here."),
+        ("Bearer ", "The token is not known here."),
+    ],
+)
+def test_without_a_known_token_nobody_gets_in(bridge: Bridge, authorization: str | None, words: str) -> None:
+    headers = {**HEADERS, "Authorization": authorization} if authorization else {**HEADERS}
+    if authorization is None:
+        del headers["Authorization"]
+    status, text, answered = bridge.http("/mcp", method="POST", headers=headers, data=LIST)
+    assert status == 401
+    assert text.startswith(words)
+    assert "Authorization: Bearer <your token>" in text
+    assert answered["WWW-Authenticate"].startswith("Bearer")
+    assert TOKEN not in text
+
+
+def test_a_token_of_any_bytes_is_just_wrong(bridge: Bridge) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", bridge.port)
+    connection.request("POST", "/mcp", LIST, {**HEADERS, "Authorization": "Bearer \u00e9\u00ff"})
+    assert connection.getresponse().status == 401
+    connection.close()
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("127.0.0.1:1", 200),
+        ("localhost", 200),
+        ("LOCALHOST:8080", 200),
+        ("[::1]:8080", 200),
+        ("gateway1", 200),
+        ("gateway1:8443", 200),
+        ("only:8080", 200),
+        ("only:8081", 421),
+        ("evil.example", 421),
+        ("127.0.0.1.evil.example", 421),
+        ("gateway1:", 421),
+        ("", 421),
+    ],
+)
+def test_only_our_own_names_are_answered_to(named_bridge: Bridge, host: str, status: int) -> None:
+    found, text, _ = named_bridge.http("/mcp", method="POST", headers={**HEADERS, "Host": host}, data=LIST)
+    assert found == status
+    if status == 421:
+        assert "allowed_hosts" in text
+
+
+@pytest.fixture(scope="module")
+def named_bridge(engine: str, tmp_path_factory: pytest.TempPathFactory) -> object:
+    with serving(tmp_path_factory.mktemp("named"), engine, allowed_hosts=["gateway1", "only:8080"]) as running:
+        yield running
+
+
+@pytest.mark.parametrize("origin", ["http://evil.example", "null", "http://127.0.0.1.evil.example", ""])
+def test_web_pages_of_others_are_refused(bridge: Bridge, origin: str) -> None:
+    status, _, _ = bridge.http("/mcp", method="POST", headers={**HEADERS, "Origin": origin}, data=LIST)
+    assert status == 403
+
+
+@pytest.mark.parametrize("method", ["GET", "DELETE", "PUT"])
+def test_other_methods_are_refused_and_do_not_hang(bridge: Bridge, method: str) -> None:
+    status, text, headers = bridge.http("/mcp", method=method, headers=HEADERS)
+    assert status == 405
+    assert headers["Allow"] == "POST"
+    assert "POST only" in text
+
+
+def test_what_is_too_big_is_refused_before_it_is_read(bridge: Bridge) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", bridge.port, timeout=10)
+    connection.request("POST", "/mcp", b"{", {**HEADERS, "Content-Length": "5000000"})
+    response = connection.getresponse()
+    assert response.status == 413
+    assert response.read() == b"The request has 5000000 bytes, the most is 4194304. Send less.\n"
+    connection.close()
+
+
+def test_what_is_too_big_and_does_not_say_so_is_refused(bridge: Bridge) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", bridge.port, timeout=10)
+    chunks = (b"x" * 65536 for _ in range(80))
+    try:
+        connection.request("POST", "/mcp", chunks, HEADERS, encode_chunked=True)
+        assert connection.getresponse().status == 413
+    except (BrokenPipeError, ConnectionResetError):
+        pass  # refused while it was still being sent
+    finally:
+        connection.close()
+    assert bridge.http("/healthz")[0] == 200
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b"[]", b"\xff\xfe", b'{"jsonrpc": "2.0"}', b'"x"', b"[" * 100_000, b'{"id": 1e999}']
+)
+@pytest.mark.parametrize("version", ["2025-11-25", "2026-07-28"])
+def test_bodies_that_are_no_messages_are_the_callers_fault(bridge: Bridge, body: bytes, version: str) -> None:
+    headers = {**HEADERS, "MCP-Protocol-Version": version, "Mcp-Method": "tools/list"}
+    status, text, _ = bridge.http("/mcp", method="POST", headers=headers, data=body)
+    assert 400 <= status < 500 or (status == 202 and "id" not in text), (status, text)
+    assert "Traceback" not in bridge.log.read_text()
+
+
+def test_half_a_character_is_the_callers_fault(bridge: Bridge) -> None:
+    params = {"name": "chat", "arguments": {"message": "\udead"}}
+    body = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}).encode()
+    status, text, _ = bridge.http("/mcp", method="POST", headers=HEADERS, data=body)
+    assert status in {200, 400}
+    assert "not valid Unicode" in text or "-32700" in text, text
+
+
+def test_quick_answers_are_plain_json(bridge: Bridge) -> None:
+    meta = {
+        "io.modelcontextprotocol/protocolVersion": "2026-07-28",
+        "io.modelcontextprotocol/clientCapabilities": {},
+    }
+    body = {"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {"_meta": meta}}
+    headers = {**HEADERS, "MCP-Protocol-Version": "2026-07-28", "Mcp-Method": "tools/list"}
+    status, text, answered = bridge.http("/mcp", method="POST", headers=headers, data=json.dumps(body).encode())
+    assert status == 200
+    assert answered["Content-Type"] == "application/json"
+    assert len(json.loads(text)["result"]["tools"]) == 2
+
+
+def test_it_lives_whatever_the_engine_does(bridge: Bridge) -> None:
+    assert bridge.http("/healthz")[:2] == (200, "ok\n")
+    assert bridge.http("/healthz", method="POST", data=b"")[0] == 405
+    assert bridge.http("/")[0] == 404
+
+
+def test_it_is_ready_when_every_engine_serves_its_model(bridge: Bridge) -> None:
+    status, text, _ = bridge.http("/readyz")
+    assert status == 200
+    assert json.loads(text) == {"ready": True, "models": {MODEL: "ready"}}
+
+
+def test_it_is_not_ready_when_an_engine_is_not_and_says_why(engine: str, tmp_path: Path) -> None:
+    down = f"http://127.0.0.1:{free_port()}"
+    with serving(tmp_path, engine, engine, down) as bridge:
+        status, text, _ = bridge.http("/readyz")
+    assert status == 503
+    found = json.loads(text)
+    assert found["ready"] is False
+    assert found["models"][MODEL] == "ready"
+    assert "does not serve model1; it serves qwen2-tiny" in found["models"]["model1"]
+    assert "cannot be reached: Connection refused" in found["models"]["model2"]
+    assert ENGINE_KEY not in text
+
+
+def test_a_hanging_engine_does_not_hang_readiness(tmp_path: Path) -> None:
+    hanging = FakeEngine(b"", hold=threading.Event())
+    with hanging.running() as url, serving(tmp_path, url) as bridge:
+        started = time.monotonic()
+        status, text, _ = bridge.http("/readyz")
+        assert time.monotonic() - started < 5
+        assert status == 503
+        assert "did not answer within 3 s" in text
+        for _ in range(5):
+            bridge.http("/readyz")
+    assert len(hanging.requests) == 1, "one probe serves all who ask at about the same time"
+
+
+def test_readiness_follows_the_engine(tmp_path: Path) -> None:
+    port = free_port()
+    with serving(tmp_path, f"http://127.0.0.1:{port}") as bridge:
+        assert bridge.http("/readyz")[0] == 503
+        with llama_server(port):
+            wait_for(lambda: bridge.http("/readyz")[0] == 200, 10)
+        wait_for(lambda: bridge.http("/readyz")[0] == 503, 10)
+
+
+@pytest.mark.anyio
+async def test_systemd_is_told_and_the_journal_gets_priorities(engine: str, tmp_path: Path) -> None:
+    address = str(tmp_path / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(address)
+        manager.settimeout(10)
+        environment = {"NOTIFY_SOCKET": address, "JOURNAL_STREAM": "8:1"}
+        with serving(tmp_path / "bridge", engine, environment=environment) as bridge:
+            ready = manager.recv(4096).decode()
+            assert ready.startswith("READY=1\nSTATUS=Serving on 127.0.0.1:")
+            assert "1 model(s), 1 developer(s)" in ready
+            async with bridge.client() as client:
+                await client.call_tool("chat", {"message": "What is the capital of France?"})
+                await client.call_tool("no such\ntool", {})
+            bridge.process.send_signal(signal.SIGTERM)
+            assert manager.recv(4096).decode().startswith("STOPPING=1")
+            assert bridge.process.wait(10) == 0
+    log = bridge.log.read_text()
+    line = (
+        r"<6>call developer=alice tool=chat model=qwen2-tiny outcome=ok duration_ms=\d+ "
+        r"prompt_tokens=\d+ completion_tokens=\d+\n"
+    )
+    assert re.search(line, log)
+    assert "<6>call developer=alice tool=- model=- outcome=unknown_tool duration_ms=" in log
+    assert all(re.match("<[0-7]>", text) for text in log.splitlines())
+    for secret in (TOKEN, ENGINE_KEY, "France", "Paris", "no such"):
+        assert secret not in log
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("mode", ["auto", "legacy"])
+async def test_running_calls_are_finished_before_it_stops(tmp_path: Path, mode: str) -> None:
+    asked, hold = threading.Event(), threading.Event()
+
+    class Slow(FakeEngine):
+        def _handle(self, connection: socket.socket) -> None:
+            asked.set()
+            hold.wait(20)
+            super()._handle(connection)
+
+    engine = Slow(events(piece("at last"), piece("", "stop")))
+    with engine.running() as url, serving(tmp_path, url) as bridge:
+        async with bridge.client(mode) as client, anyio.create_task_group() as group:
+            await client.list_tools()  # which the client would else do after the call, when nobody listens any more
+
+            async def stop() -> None:
+                await anyio.to_thread.run_sync(asked.wait, 20)
+                bridge.process.send_signal(signal.SIGTERM)
+                await anyio.sleep(1.5)
+                hold.set()
+
+            group.start_soon(stop)
+            result = await client.call_tool("chat", {"message": "Take your time."})
+            assert text_of(result) == "at last"
+        assert await anyio.to_thread.run_sync(bridge.process.wait, 10) == 0
+
+
+def started(folder: Path, content: dict[str, object], **environment: str) -> subprocess.CompletedProcess[str]:
+    """Start a bridge that is not going to run."""
+    (folder / "config.yml").write_text(yaml.safe_dump(content))
+    return subprocess.run(
+        [PROGRAM, "serve", "--config", str(folder / "config.yml")],
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+        env={"PATH": os.environ["PATH"], **environment},
+    )
+
+
+def test_a_port_that_is_taken_is_named(bridge: Bridge, tmp_path: Path) -> None:
+    (tmp_path / "engine-key").write_text("k")
+    done = started(tmp_path, configuration(bridge.port, "http://e"), CREDENTIALS_DIRECTORY=str(tmp_path))
+    assert done.returncode == 1
+    assert f"cannot listen on 127.0.0.1:{bridge.port}: Address already in use." in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_key_file_that_is_missing_is_named(tmp_path: Path) -> None:
+    content = configuration(free_port(), "http://e")
+    done = started(tmp_path, content)
+    assert done.returncode == 2
+    assert "LoadCredential=engine-key:/path" in done.stderr
+    done = started(tmp_path, content, CREDENTIALS_DIRECTORY=str(tmp_path))
+    assert done.returncode == 2
+    assert f"{tmp_path}/engine-key: cannot be read: No such file or directory" in done.stderr
+    (tmp_path / "engine-key").write_text("two words")
+    done = started(tmp_path, content, CREDENTIALS_DIRECTORY=str(tmp_path))
+    assert done.returncode == 2
+    assert "must hold one key" in done.stderr
+    assert "two words" not in done.stderr

@@ -1,0 +1,90 @@
+"""stdio: what people pipe in gets an answer, and the program ends as it should."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+
+import pytest
+
+from tests.services import MODEL, PROGRAM, piped
+
+LIST = '{"jsonrpc": "2.0", "id": 1, "method": "tools/list"}\n'
+
+
+def call(number: int, message: str) -> str:
+    params = {"name": "chat", "arguments": {"message": message}}
+    return json.dumps({"jsonrpc": "2.0", "id": number, "method": "tools/call", "params": params}) + "\n"
+
+
+def test_the_guides_two_lines_work_without_a_handshake(environment: dict[str, str]) -> None:
+    replies, done = piped(LIST + call(2, "ping"), **environment)
+    by_id = {reply["id"]: reply["result"] for reply in replies}
+    assert [tool["name"] for tool in by_id[1]["tools"]] == ["chat", "code_generation"]
+    assert by_id[2]["content"][0]["text"] == "pong"
+    assert done.returncode == 0
+
+
+def test_listing_the_tools_needs_no_engine() -> None:
+    replies, done = piped(LIST)
+    assert len(replies) == 1
+    assert "tools" in replies[0]["result"]
+    assert done.returncode == 0
+    assert done.stderr == ""
+
+
+def test_a_handshake_in_one_go_is_answered_to_its_end(environment: dict[str, str]) -> None:
+    hello = {
+        "protocolVersion": "2025-11-25",
+        "capabilities": {},
+        "clientInfo": {"name": "shell", "version": "1"},
+    }
+    first = json.dumps({"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": hello}) + "\n"
+    ready = '{"jsonrpc": "2.0", "method": "notifications/initialized"}\n'
+    replies, done = piped(first + ready + call(1, "ping"), **environment)
+    assert replies[0]["result"]["protocolVersion"] == "2025-11-25"
+    assert replies[1]["result"]["content"][0]["text"] == "pong"
+    assert done.returncode == 0
+
+
+def test_lines_that_are_no_messages_are_refused_and_the_session_goes_on() -> None:
+    codes = {"no JSON": -32700, "{": -32700, "\x00": -32700, "[]": -32600, "5": -32600, '{"jsonrpc": "1.0"}': -32600}
+    replies, done = piped("\n\n".join(codes) + "\n" + LIST)
+    assert [reply["error"]["code"] for reply in replies[:-1]] == list(codes.values())
+    assert all(reply["id"] is None for reply in replies[:-1])
+    assert "tools" in replies[-1]["result"]
+    assert done.returncode == 0
+
+
+def test_an_unknown_method_is_refused() -> None:
+    replies, _ = piped('{"jsonrpc": "2.0", "id": 1, "method": "tools/dance"}\n')
+    assert replies[0]["error"]["code"] == -32601
+
+
+def test_the_log_has_the_call_and_not_its_content(environment: dict[str, str]) -> None:
+    _, done = piped(call(1, "What is the capital of France?"), **environment)
+    assert f"call developer=- tool=chat model={MODEL} outcome=ok duration_ms=" in done.stderr
+    assert "France" not in done.stderr
+    assert "Paris" not in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_at_once(number: signal.Signals) -> None:
+    environment = {"PATH": os.environ["PATH"]}
+    with subprocess.Popen([PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment) as p:
+        assert p.stdin is not None
+        assert p.stdout is not None
+        p.stdin.write(LIST)
+        p.stdin.flush()
+        assert p.stdout.readline()
+        p.send_signal(number)
+        assert p.wait(5) == 0
+
+
+def test_wrong_settings_end_it_with_one_line() -> None:
+    _, done = piped(LIST, LOCAL_API_URL="model1:8000")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr == ("local-llm-bridge: LOCAL_API_URL: found 'model1:8000'; wanted http(s)://host[:port][/v1]\n")
