@@ -65,6 +65,7 @@ def test_without_a_known_token_nobody_gets_in(bridge: Bridge, authorization: str
     assert "Authorization: Bearer <your token>" in text
     assert answered["WWW-Authenticate"].startswith("Bearer")
     assert TOKEN not in text
+    assert "refused status=401 peer=127.0.0.1" in bridge.log.read_text()
 
 
 def test_a_token_of_any_bytes_is_just_wrong(bridge: Bridge) -> None:

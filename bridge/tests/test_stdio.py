@@ -83,6 +83,20 @@ def test_a_signal_ends_it_at_once(number: signal.Signals) -> None:
         assert p.wait(5) == 0
 
 
+def test_a_client_that_is_gone_ends_it_without_a_trace() -> None:
+    environment = {"PATH": os.environ["PATH"]}
+    pipe = subprocess.PIPE
+    with subprocess.Popen([PROGRAM], stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=environment) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        process.stdin.write(LIST)
+        process.stdin.flush()
+        assert process.wait(10) == 0
+        assert process.stderr.read() == ""
+
+
 def test_wrong_settings_end_it_with_one_line() -> None:
     _, done = piped(LIST, LOCAL_API_URL="model1:8000")
     assert done.returncode == 2

@@ -95,7 +95,7 @@ async def test_an_answer_that_hits_its_limit_says_so() -> None:
             result = await client.call_tool("chat", {"message": "Count."})
     texts = [content.text for content in result.content if content.type == "text"]
     assert not result.is_error
-    assert texts == ["1, 2,", "[Cut off after 2000 tokens, the most that one answer may have.]"]
+    assert texts == ["1, 2,", "[Cut off after 2000 tokens: one answer has its limit.]"]
 
 
 async def test_all_schemas_together_cost_little_context(bridge: Bridge) -> None:

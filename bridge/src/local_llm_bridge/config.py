@@ -244,7 +244,7 @@ def _explain(error: Any) -> str:  # noqa: ANN401 - pydantic's ErrorDetails is a 
     if error["type"] == "value_error":
         return f"{key}: {error['ctx']['error']}"
     value = error["input"]
-    found = f"found {value!r}" if isinstance(value, str | int | float) else f"found {_kind(value)}"
+    found = f"found {value!r:.100}" if isinstance(value, str | int | float) else f"found {_kind(value)}"
     if "token" in key or "key" in key:
         found = f"found {_kind(value)}"
     return f"{key}: {found}; {_lower_first(error['msg'])}"

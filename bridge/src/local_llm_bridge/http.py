@@ -120,6 +120,8 @@ class Door:
                 if refusal is None:
                     await self._manager.handle_request(scope, receive, send)
                     return
+                peer = scope["client"][0] if scope["client"] else "-"
+                log.warning("refused status=%d peer=%s", refusal.status_code, peer)
                 response = refusal
             case "/healthz" | "/readyz" if scope["method"] not in {"GET", "HEAD"}:
                 response = _text(405, "Only GET.", {"Allow": "GET, HEAD"})

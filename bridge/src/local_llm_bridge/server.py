@@ -102,8 +102,8 @@ async def _call(backend: Backend, developer: str, name: str, arguments: dict[str
 def _answer(completion: Completion) -> types.CallToolResult:
     result = _result(completion.text)
     if completion.finish_reason == "length":
-        note = f"[Cut off after {completion.completion_tokens} tokens, the most that one answer may have.]"
-        result.content.append(types.TextContent(text=note))
+        tokens = completion.completion_tokens or "too many"
+        result.content.append(types.TextContent(text=f"[Cut off after {tokens} tokens: one answer has its limit.]"))
     result.meta = {
         "model": completion.model,
         "prompt_tokens": completion.prompt_tokens,

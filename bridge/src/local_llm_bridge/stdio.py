@@ -44,8 +44,8 @@ async def run(settings: Settings) -> None:
         asyncio.get_running_loop().add_signal_handler(name, serving.cancel)
     try:
         await serving
-    except asyncio.CancelledError:
-        pass
+    except* (asyncio.CancelledError, BrokenPipeError):
+        pass  # told to stop, or the client has gone without a word
     finally:
         await backend.close()
 

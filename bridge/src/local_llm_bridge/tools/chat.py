@@ -14,7 +14,7 @@ async def _run(backend: Backend, arguments: dict[str, Any]) -> Completion:
     messages = [{"role": "user", "content": arguments["message"]}]
     if system := arguments.get("system"):
         messages.insert(0, {"role": "system", "content": system})
-    return await backend.complete(messages, model=arguments.get("model"), temperature=0.7, max_tokens=2000)
+    return await backend.complete(messages, model=arguments.get("model") or None, temperature=0.7, max_tokens=2000)
 
 
 TOOL = Tool(

@@ -19,7 +19,7 @@ async def _run(backend: Backend, arguments: dict[str, Any]) -> Completion:
     language = arguments.get("language")
     system = f"{SYSTEM} Write the code in {language}." if language else SYSTEM
     messages = [{"role": "system", "content": system}, {"role": "user", "content": arguments["task"]}]
-    return await backend.complete(messages, model=arguments.get("model"), temperature=0.3, max_tokens=3000)
+    return await backend.complete(messages, model=arguments.get("model") or None, temperature=0.3, max_tokens=3000)
 
 
 TOOL = Tool(
