@@ -1,7 +1,7 @@
 """Runs llama.cpp's HTTP server for one model as a service of systemd.
 
-The settings are a small JSON file that the role writes, the key comes from systemd (``LoadCredential=``), and systemd hears
-READY only when the server has answered that it is healthy.
+The settings are a small JSON file that the role writes, the key comes from systemd (``LoadCredential=``), and systemd
+hears READY only when the server has answered that it is healthy.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def read_key(environment: Mapping[str, str]) -> str:
     """
     folder = environment.get("CREDENTIALS_DIRECTORY")
     if not folder:
-        raise ConfigError("CREDENTIALS_DIRECTORY is not set; start this program as a service with LoadCredential=api-key:…")
+        raise ConfigError("CREDENTIALS_DIRECTORY is not set; run this as a service with LoadCredential=api-key:…")
     key = (Path(folder) / "api-key").read_text().strip()
     if not key:
         raise ConfigError(f"{folder}/api-key is empty")
@@ -131,8 +131,8 @@ def serve(config: Config, key: str, environment: Mapping[str, str]) -> None:
     params.hostnames = [config.address]
     params.port = config.port
     params.api_keys = [key]
-    # llama.cpp divides n_ctx among the slots. A shared cache (kv_unified) would need less memory, but could end an answer
-    # half-way because other requests have grown.
+    # llama.cpp divides n_ctx among the slots. A shared cache (kv_unified) would need less memory, but could end an
+    # answer half-way because other requests have grown.
     params.n_ctx = config.context * config.parallel
     params.n_parallel = config.parallel
     params.kv_unified = False
@@ -150,7 +150,7 @@ def serve(config: Config, key: str, environment: Mapping[str, str]) -> None:
 
     notify("STATUS=Loading the model", environment)
     server = xllamacpp.Server(params)
-    with urllib.request.urlopen(f"{server.listening_address}/health", timeout=HEALTH_TIMEOUT):
+    with urllib.request.urlopen(f"{server.listening_address}/health", timeout=HEALTH_TIMEOUT):  # noqa: S310 - http
         pass
     notify(f"READY=1\nSTATUS=Serving {config.name} on {server.listening_address}", environment)
     wait_for_stop()

@@ -131,7 +131,7 @@ def listeners(ss: str, port: int) -> Iterator[tuple[str, str, int]]:
         Address, name of the process and its id (0 if unknown).
     """
     argv = [ss, "--no-header", "--listening", "--tcp", "--numeric", "--processes", f"sport = :{port}"]
-    for line in subprocess.run(argv, capture_output=True, text=True, check=True).stdout.splitlines():
+    for line in subprocess.run(argv, capture_output=True, text=True, check=True).stdout.splitlines():  # noqa: S603
         address = line.split()[3].rpartition(":")[0].strip("[]").split("%")[0]
         process = re.search(r'\("([^"]+)",pid=(\d+)', line)
         yield address, process[1] if process else "an unknown process", int(process[2]) if process else 0
@@ -148,7 +148,8 @@ def serving_model(pid: int) -> str | None:
 
 def overlap(one: str, other: str) -> bool:
     """Whether two listening addresses get in each other's way."""
-    return one == other or any(address in ("*", "0.0.0.0", "::") for address in (one, other))
+    everywhere = ("*", "0.0.0.0", "::")  # noqa: S104 - compared, not bound
+    return one == other or one in everywhere or other in everywhere
 
 
 # --- what can be wrong ---
@@ -210,11 +211,15 @@ def file_problems(model: dict[str, Any], warnings: list[str]) -> Iterator[str]:
     weights, memory = path.stat().st_size, memory_bytes()
     cache = cache_bytes(header, model["context"] * model["parallel"])
     if weights > memory:
-        yield f"{name}: the model has {weights / 1e9:.1f} GB, the host's memory {memory / 1e9:.1f} GB; choose a smaller one"
+        yield (
+            f"{name}: the model has {weights / 1e9:.1f} GB, the host's memory {memory / 1e9:.1f} GB; "
+            "choose a smaller model"
+        )
     elif weights + cache > memory:
         warnings.append(
-            f"{name}: {weights / 1e9:.1f} GB of weights and about {cache / 1e9:.1f} GB of cache are more than the host's "
-            f"{memory / 1e9:.1f} GB of memory; lower context ({model['context']}) or parallel ({model['parallel']})"
+            f"{name}: {weights / 1e9:.1f} GB of weights and about {cache / 1e9:.1f} GB of cache are more than the "
+            f"host's {memory / 1e9:.1f} GB of memory; lower context ({model['context']}) or "
+            f"parallel ({model['parallel']})"
         )
 
 
@@ -222,7 +227,7 @@ def model_problems(model: dict[str, Any]) -> Iterator[str]:
     """What is wrong with one entry by itself."""
     name = model["name"]
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}", name):
-        yield f"name {name!r} of a model: use letters, digits, dot, underscore and dash, beginning with a letter or digit"
+        yield f"name {name!r} of a model: use letters, digits, '.', '_' and '-', beginning with a letter or digit"
     if model["port"] not in PORTS:
         yield f"{name}: port is {model['port']}; choose one from {PORTS[0]} to {PORTS[-1]}"
     if model["context"] < CONTEXT:
@@ -263,10 +268,10 @@ def main() -> None:
         if Path(model["path"]).is_file():
             problems += file_problems(model, warnings)
         elif module.check_mode:
-            warnings.append(f"{model['name']}: {model['path']} does not exist yet; a real run puts models in place first")
+            warnings.append(f"{model['name']}: {model['path']} is not there yet, so it was not checked")
         else:
             problems.append(
-                f"{model['name']}: {model['path']} does not exist; put it there with the role model_store, or correct path"
+                f"{model['name']}: {model['path']} does not exist; put it there with model_store, or correct path"
             )
     for warning in warnings:
         module.warn(warning)

@@ -13,9 +13,9 @@ DOCUMENTATION = r"""
 module: llama_cpp_service
 short_description: Units that are enabled, ready, and newer than what they read
 description:
-  - Starts each unit, or starts it again if something that it reads has changed since it was started. So a change takes effect even when an
-    earlier run was broken off between the change and the restart.
-  - Goes on to the next unit only when systemd has called this one ready, so that replicas and other models keep answering.
+  - Starts each unit, or starts it again if something that it reads has changed since it was started. So a change takes
+    effect even when an earlier run was broken off between the change and the restart.
+  - Goes on to the next unit only when systemd has called this one ready, so that the other models keep answering.
 author: local-llm-fleet
 options:
   units:
@@ -29,7 +29,7 @@ options:
         type: str
         required: true
       reads:
-        description: Files and links that it reads when it starts. One that is missing is left to the unit to complain about.
+        description: Files and links that it reads when it starts.
         type: list
         elements: path
         required: true
@@ -41,7 +41,7 @@ JOURNAL_LINES = 15
 
 def systemctl(*args: str) -> subprocess.CompletedProcess[str]:
     """Run systemctl."""
-    return subprocess.run(["systemctl", *args], capture_output=True, text=True, check=False)
+    return subprocess.run(["/usr/bin/systemctl", *args], capture_output=True, text=True, check=False)  # noqa: S603
 
 
 def properties(unit: str) -> dict[str, str]:
@@ -63,8 +63,8 @@ def is_stale(started: int, reads: list[str]) -> bool:
     for path in map(Path, reads):
         if not path.exists():
             continue
-        # ctime, because a file that was moved into place keeps the mtime of its download. The link itself counts as well:
-        # it is what an upgrade flips. A time in the future says nothing.
+        # ctime, because a file that was moved into place keeps the mtime of its download. The link itself counts as
+        # well: it is what an upgrade flips. A time in the future says nothing.
         changed = (path.lstat().st_ctime, path.stat().st_ctime)
         if any(start < moment <= now for moment in changed):
             return True
@@ -74,8 +74,8 @@ def is_stale(started: int, reads: list[str]) -> bool:
 def last_words(unit: str) -> str:
     """The end of a unit's journal, without the lines of earlier starts."""
     invocation = systemctl("show", "--property=InvocationID", "--value", unit).stdout.strip()
-    argv = ["journalctl", "--output=cat", f"--lines={JOURNAL_LINES}", f"_SYSTEMD_INVOCATION_ID={invocation}"]
-    return subprocess.run(argv, capture_output=True, text=True, check=False).stdout.strip()
+    argv = ["/usr/bin/journalctl", "--output=cat", f"--lines={JOURNAL_LINES}", f"_SYSTEMD_INVOCATION_ID={invocation}"]
+    return subprocess.run(argv, capture_output=True, text=True, check=False).stdout.strip()  # noqa: S603
 
 
 def main() -> None:

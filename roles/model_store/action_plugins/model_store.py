@@ -1,4 +1,4 @@
-"""Controller's part of the module ``model_store``: checks files that come from here, and shows how far downloads are."""
+"""Controller's part of the module ``model_store``: checks files that come from here, and shows downloads' progress."""
 
 from __future__ import annotations
 

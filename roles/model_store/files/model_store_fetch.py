@@ -1,7 +1,7 @@
 """Downloads the files of one model; an interrupted download goes on where it stopped.
 
-Run by systemd as ``model-store@MODEL.service``, as a user who can write to the staging folder only. It knows nothing of
-models: it gets a job, a list of URLs with paths and sizes. Whether the content is right is decided afterwards, by SHA-256.
+Run by systemd as ``model-store@MODEL.service``, as a user who can write to the staging folder only. It knows nothing
+of models: it gets a job, a list of URLs with paths and sizes. Whether the content is right is decided afterwards.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
-from email.message import Message
 from pathlib import Path
 from typing import IO
 from urllib.parse import urlsplit
@@ -54,8 +53,14 @@ class File:
 class SameHostAuthorization(urllib.request.HTTPRedirectHandler):
     """Follows redirects, and keeps the token away from any other host than the one it is meant for."""
 
-    def redirect_request(  # noqa: PLR0913 - the signature is the standard library's
-        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Message, newurl: str
+    def redirect_request(
+        self,
+        req: urllib.request.Request,
+        fp: IO[bytes],
+        code: int,
+        msg: str,
+        headers: http.client.HTTPMessage,
+        newurl: str,
     ) -> urllib.request.Request | None:
         """Make the request that follows a redirect."""
         new = super().redirect_request(req, fp, code, msg, headers, newurl)
@@ -67,11 +72,11 @@ class SameHostAuthorization(urllib.request.HTTPRedirectHandler):
 def explain(file: File, status: int) -> str:
     """What a status that no retry will mend means for the operator."""
     advice = {
-        401: "the repository is gated or private, or does not exist: set model_store_hf_token to a token that may read it",
-        403: "access is refused: accept the model's terms on the hub, or set model_store_hf_token to a token that may read it",
-        404: "there is no such file: check repository, revision and the file's path",
+        401: "the repository is gated or private, or does not exist; set model_store_hf_token",
+        403: "accept the model's terms on the hub, and set model_store_hf_token",
+        404: "check repository, revision and the file's path",
     }
-    return f"{file.url}: HTTP {status}; {advice.get(status, 'the hub does not serve this file')}"
+    return f"{file.url}: HTTP {status}; {advice.get(status, 'the hub refuses to send this file')}"
 
 
 def attempt(file: File, token: str | None) -> None:
@@ -93,11 +98,13 @@ def attempt(file: File, token: str | None) -> None:
         headers["Authorization"] = f"Bearer {token}"
     opener = urllib.request.build_opener(SameHostAuthorization)
     try:
-        with opener.open(urllib.request.Request(file.url, headers=headers), timeout=TIMEOUT) as response:
+        request = urllib.request.Request(file.url, headers=headers)  # noqa: S310 - the role lets only http(s) through
+        with opener.open(request, timeout=TIMEOUT) as response:
             resumed = response.status == http.client.PARTIAL_CONTENT
             start = have if resumed else 0
-            if resumed and not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
-                raise FetchError(f"{file.url}: asked for bytes from {have}, got {response.headers.get('Content-Range')}")
+            served = response.headers.get("Content-Range", "")
+            if resumed and not served.startswith(f"bytes {have}-"):
+                raise FetchError(f"{file.url}: asked for the bytes from {have}, got {served!r}; use another mirror")
             length = response.headers.get("Content-Length")
             if length is not None and start + int(length) != file.size:
                 raise FetchError(

@@ -20,10 +20,10 @@ DOCUMENTATION = r"""
 module: model_store
 short_description: Model files, held against a manifest of sizes and SHA-256
 description:
-  - A file appears under its final name only when its size and SHA-256 are those of the manifest. Until then it is staged as
-    C(<path>/.partial/<model>.<sha256>), where an interrupted download is continued.
-  - What was verified is remembered with size and mtime in C(<path>/<model>/.verified.json), so that it is not read again.
-  - The action plugin of the same name checks files on the controller, and shows progress until all downloads have ended.
+  - A file appears under its final name only when its size and SHA-256 are those of the manifest. Until then it is
+    staged as C(<path>/.partial/<model>.<sha256>), where an interrupted download is continued.
+  - What was verified is remembered with size and mtime in C(<path>/<model>/.verified.json), and not read again.
+  - The action plugin of the same name checks files on the controller, and shows progress until downloads have ended.
 author: local-llm-fleet
 options:
   path:
@@ -65,7 +65,7 @@ STAGING = ".partial"
 JOBS = Path("/run/model-store")
 RUNNING = ("active", "activating", "deactivating")
 # The engines' units cannot see these (ProtectHome=, PrivateTmp=), so a link into them would be dead.
-HIDDEN_FROM_SERVICES = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")
+HIDDEN_FROM_SERVICES = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")  # noqa: S108 - nothing is written there
 
 State = Literal["inspected", "fetched", "watched", "present", "absent"]
 
@@ -140,7 +140,7 @@ def malformed(model: dict[str, Any]) -> Iterator[str]:
     """What is wrong with one entry of ``model_store_models``."""
     name = str(model.get("name", ""))
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}", name):
-        yield f"name {name!r} of a model: use letters, digits, dot, underscore and dash, beginning with a letter or digit"
+        yield f"name {name!r} of a model: use letters, digits, '.', '_' and '-', beginning with a letter or digit"
         return
     source = model.get("source")
     if source in HUBS:
@@ -149,14 +149,14 @@ def malformed(model: dict[str, Any]) -> Iterator[str]:
         revision = str(model.get("revision", ""))
         if source == "huggingface" and not re.fullmatch(r"[0-9a-f]{40}", revision):
             yield (
-                f"{name}: revision is {revision!r}; it must be a commit of 40 hex digits, because a branch or tag can be "
-                "moved to other weights. The hub shows commits under 'Files and versions'"
+                f"{name}: revision is {revision!r}; it must be a commit of 40 hex digits, because a branch moves on "
+                "to other weights. The hub shows commits under 'Files and versions'"
             )
         if source == "modelscope" and (not re.fullmatch(r"[\w.-]+", revision) or revision in ("master", "main")):
             yield f"{name}: revision is {revision!r}; ModelScope needs a tag or commit that does not move"
     elif source in ("controller", "host"):
         if not str(model.get("path", "")).startswith("/"):
-            yield f"{name}: path is {model.get('path')!r}; with source {source} it is the absolute path of a folder there"
+            yield f"{name}: path is {model.get('path')!r}; with source {source} it is the absolute path of a folder"
     else:
         yield f"{name}: source is {source!r}; it is one of huggingface, modelscope, controller, host"
     files = model.get("files") or []
@@ -329,7 +329,7 @@ class Store:
         Raises:
             StoreError: Some file is not what the manifest says. Staged ones are removed, so that they are fetched anew.
         """
-        problems = []
+        problems: list[str] = []
         for file in missing:
             if file.source == "host":
                 problems += self._host_obstacles(file)
@@ -339,8 +339,8 @@ class Store:
             elif mismatch := self._mismatch(file, file.staged):
                 file.staged.unlink()
                 problems.append(
-                    f"{mismatch}. The file from {file.origin} was removed; its source holds something else, or it was "
-                    "damaged on the way. Run again, and if it happens again correct repository, revision, sha256 or size"
+                    f"{mismatch}. The file from {file.origin} was removed: it was damaged on the way, or the source "
+                    "holds something else. Run again; if that does not help, correct repository, revision or sha256"
                 )
         if problems:
             raise StoreError("\n".join(problems))
@@ -413,7 +413,8 @@ def systemctl(*args: str) -> str:
     Raises:
         StoreError: It failed.
     """
-    done = subprocess.run(["systemctl", *args], capture_output=True, text=True, check=False)
+    argv = ["/usr/bin/systemctl", *args]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)  # noqa: S603
     if done.returncode != 0:
         raise StoreError(f"systemctl {' '.join(args)}: {done.stderr.strip()}")
     return done.stdout
@@ -453,6 +454,7 @@ def start_downloads(missing: list[File]) -> None:
             for file in files
         ]
         JOBS.mkdir(mode=0o755, exist_ok=True)
+        systemctl("daemon-reload")
         job_of(model).write_text(json.dumps(job))
         job_of(model).chmod(0o644)
         systemctl("start", unit_of(model))
@@ -491,8 +493,8 @@ def watch_downloads(models: list[str]) -> dict[str, Any]:
 
 def journal(unit: str, invocation: str) -> str:
     """The last words of one run of a unit."""
-    argv = ["journalctl", "--output=cat", "--lines=3", f"_SYSTEMD_INVOCATION_ID={invocation}"]
-    said = subprocess.run(argv, capture_output=True, text=True, check=False).stdout.strip()
+    argv = ["/usr/bin/journalctl", "--output=cat", "--lines=3", f"_SYSTEMD_INVOCATION_ID={invocation}"]
+    said = subprocess.run(argv, capture_output=True, text=True, check=False).stdout.strip()  # noqa: S603
     return said or f"{unit} failed and said nothing; see journalctl -u {unit}"
 
 
@@ -568,7 +570,11 @@ def main() -> None:
             "hf_endpoint": {"type": "str", "default": "https://huggingface.co"},
             "modelscope_endpoint": {"type": "str", "default": "https://www.modelscope.cn"},
             "has_token": {"type": "bool", "default": False, "no_log": False},
-            "state": {"type": "str", "choices": ["inspected", "fetched", "watched", "present", "absent"], "required": True},
+            "state": {
+                "type": "str",
+                "choices": ["inspected", "fetched", "watched", "present", "absent"],
+                "required": True,
+            },
         },
         supports_check_mode=True,
     )

@@ -1,0 +1,156 @@
+"""The model answers those who have the key, its unit has few rights, and what cannot work is refused."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from testinfra.host import Host
+
+SCENARIO = Path(__file__).resolve().parent.parent
+PROJECT = SCENARIO.parent.parent
+ANSWERS = json.loads((PROJECT / "tests/tiny_model/answers.json").read_text())
+KEY = "molecule-llama-cpp-key-1"
+UNIT = "llama-cpp@qwen2-tiny"
+MODEL = {"name": "qwen2-tiny", "path": "/srv/models/qwen2-tiny.gguf", "port": 8000, "context": 4096}
+
+pytestmark = pytest.mark.units(UNIT)
+
+
+def address(host: Host) -> str:
+    """The guest's own address, on which the model is served."""
+    return str(host.check_output("hostname -I").split()[0])
+
+
+def status(host: Host, path: str, key: str | None = None) -> int:
+    """HTTP status of a GET."""
+    header = f"Authorization: Bearer {key}" if key else "X-None: 1"
+    url = f"http://{address(host)}:8000{path}"
+    return int(host.check_output("curl -s -m 20 -o /dev/null -w '%%{http_code}' -H %s %s", header, url))
+
+
+def ask(host: Host, question: str, port: int = 8000) -> str:
+    """The model's answer to a question."""
+    body = {"model": "qwen2-tiny", "temperature": 0, "messages": [{"role": "user", "content": question}]}
+    url = f"http://{address(host)}:{port}/v1/chat/completions"
+    command = "curl -sS --fail-with-body -m 60 -H %s -d %s %s"
+    answer = host.check_output(command, f"Authorization: Bearer {KEY}", json.dumps(body), url)
+    return str(json.loads(answer)["choices"][0]["message"]["content"])
+
+
+def play(playbook: str, *args: str) -> subprocess.CompletedProcess[str]:
+    """Run one of the scenario's playbooks."""
+    inventory = PROJECT / "molecule/shared/inventory/hosts.yml"
+    argv = ["ansible-playbook", f"--inventory={inventory}", str(SCENARIO / playbook), *args]
+    return subprocess.run(argv, capture_output=True, text=True, check=False, cwd=PROJECT)
+
+
+@pytest.mark.parametrize("question", ["ping", "What is 2 + 2?", "Write a quicksort function in Python."])
+def test_the_model_gives_its_known_answer(host: Host, question: str) -> None:
+    assert ask(host, question) == ANSWERS["chat"][question]
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/metrics", "/props", "/slots", "/v1/chat/completions"])
+def test_nothing_but_health_is_answered_without_the_key(host: Host, path: str) -> None:
+    assert status(host, path) == 401
+    assert status(host, path, "not-the-key-of-this-server") == 401
+    assert status(host, "/health") == 200
+
+
+def test_the_key_opens_the_list_of_models(host: Host) -> None:
+    assert status(host, "/v1/models", KEY) == 200
+
+
+def test_it_listens_on_the_address_that_it_was_told_only(host: Host) -> None:
+    assert host.socket(f"tcp://{address(host)}:8000").is_listening
+    assert not host.socket("tcp://127.0.0.1:8000").is_listening
+    assert not host.socket("tcp://0.0.0.0:8000").is_listening
+
+
+def test_the_unit_starts_at_boot_and_has_few_rights(host: Host) -> None:
+    service = host.service(UNIT)
+    assert service.is_enabled
+    assert service.is_running
+    process = host.process.get(ppid=1, user="llama-cpp")
+    assert process.args.startswith("/opt/llama-cpp/current/bin/python -I ")
+    assert host.run("systemd-analyze security --threshold=11 --no-pager %s", UNIT).rc == 0
+
+
+def test_the_key_is_nowhere_but_in_its_file(host: Host) -> None:
+    file = host.file("/etc/llama-cpp/credentials/api-key")
+    assert file.content_string == KEY
+    assert (file.user, file.mode) == ("root", 0o600)
+    assert host.file("/etc/llama-cpp/credentials").mode == 0o700
+    assert KEY not in host.file("/etc/llama-cpp/qwen2-tiny.json").content_string
+    pid = host.check_output("systemctl show --property=MainPID --value %s", UNIT)
+    assert KEY not in host.check_output("cat /proc/%s/environ /proc/%s/cmdline | tr '\\0' '\\n'", pid, pid)
+    assert KEY not in host.check_output("journalctl --boot --no-pager -u %s", UNIT)
+
+
+def test_the_journal_does_not_hold_what_people_ask(host: Host) -> None:
+    ask(host, "What is the capital of France?")
+    assert "capital of France" not in host.check_output("journalctl --boot --no-pager -u %s", UNIT)
+
+
+def test_it_comes_back_after_it_was_killed(host: Host) -> None:
+    before = host.check_output("systemctl show --property=MainPID --value %s", UNIT)
+    host.check_output("systemctl kill --signal=KILL %s", UNIT)
+    deadline = time.monotonic() + 30
+    while host.check_output("systemctl is-active %s || true", UNIT) != "active":
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    assert host.check_output("systemctl show --property=MainPID --value %s", UNIT) != before
+    assert ask(host, "ping") == "pong"
+
+
+def test_what_cannot_work_is_refused_and_nothing_changes(guest: Callable[..., Host]) -> None:
+    guests = [guest("debian12"), guest("debian13")]
+    before = []
+    for one in guests:
+        one.check_output("touch /run/before-refusals && sleep 0.1")
+        before.append(one.check_output("systemctl show --property=MainPID --value %s", UNIT))
+    done = play("refusals.yml")
+    assert done.returncode == 0, done.stdout
+    for one, pid in zip(guests, before, strict=True):
+        assert one.check_output("systemctl show --property=MainPID --value %s", UNIT) == pid
+        touched = "find /etc/llama-cpp /opt/llama-cpp /etc/systemd/system -newer /run/before-refusals"
+        assert one.check_output(touched) == ""
+
+
+def test_models_come_and_go_without_disturbing_others(guest: Callable[..., Host]) -> None:
+    one = guest("debian13")
+    pid = one.check_output("systemctl show --property=MainPID --value %s", UNIT)
+
+    def serve(*models: dict[str, Any]) -> None:
+        extra = json.dumps({"llama_cpp_models": models})
+        tags = "--tags=all,llama_cpp_configure,llama_cpp_service"
+        done = play("converge.yml", "--limit=debian13", "--skip-tags=llama_cpp_install", tags, f"--extra-vars={extra}")
+        assert done.returncode == 0, done.stdout
+
+    second = {**MODEL, "name": "second", "port": 8001}
+    serve(MODEL, second)
+    assert ask(one, "ping", port=8001) == "pong"
+
+    serve(MODEL)
+    assert not one.socket("tcp://8001").is_listening
+    assert not one.file("/etc/llama-cpp/second.json").exists
+    assert not one.service("llama-cpp@second").is_enabled
+    assert one.check_output("systemctl show --property=MainPID --value %s", UNIT) == pid
+
+
+def test_a_model_that_llama_cpp_cannot_load_is_reported_in_its_own_words(guest: Callable[..., Host]) -> None:
+    one = guest("debian13")
+    one.check_output("head -c 4000000 /srv/models/qwen2-tiny.gguf > /srv/models/cut.gguf")
+    extra = json.dumps({"llama_cpp_models": [MODEL, {**MODEL, "name": "cut", "path": "/srv/models/cut.gguf", "port": 8002}]})
+    done = play("converge.yml", "--limit=debian13", f"--extra-vars={extra}")
+    assert done.returncode != 0
+    assert "llama-cpp@cut.service did not become ready" in done.stdout
+    assert "tensor" in done.stdout  # llama.cpp: the data of a tensor is not within the file
+    assert ask(one, "ping") == "pong"
+    assert play("converge.yml", "--limit=debian13").returncode == 0
+    assert not one.file("/etc/llama-cpp/cut.json").exists
