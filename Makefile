@@ -1,12 +1,81 @@
-# Everything that a person does with this checkout. `make help` lists it.
+# Everything that a person does with this checkout; `make help` lists it.
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
+MAKEFLAGS += --no-builtin-rules
 
-VENV := .venv
-export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+
+SCENARIOS := $(notdir $(patsubst %/molecule.yml,%,$(wildcard molecule/*/molecule.yml)))
+DEMO := inventories/demo
+# The demo's token and key, which the inventory makes at the first run.
+DEMO_SECRETS := $(HOME)/.local/share/local-llm-fleet/demo
 
 .PHONY: help
-help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# --- to see it ---
+
+.PHONY: demo
+demo: venv ## the whole chain on three guests of this machine: start, provision, ask a question
+	tests/lab/prepare-host debian13
+	ansible-playbook -i $(DEMO) tests/lab/create.yml tests/lab/prepare.yml tests/lab/accounts.yml site.yml playbooks/verify.yml
+
+.PHONY: demo-down
+demo-down: venv ## take the demo's guests, their network and secrets away
+	ansible-playbook -i $(DEMO) tests/lab/destroy.yml
+	rm -rf $(DEMO_SECRETS)
+
+# --- to prove it ---
+
+.PHONY: test
+test: lint unit molecule ## everything below: what CI runs
+
+.PHONY: lint
+lint: venv bridge/.venv/done ## ansible-lint (production), yamllint, ruff, mypy
+	yamllint --strict .
+	ansible-lint
+	ruff check . && ruff format --check .
+	mypy
+	cd bridge && .venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy
+
+.PHONY: unit
+unit: venv bridge/.venv/done ## the bridge and the tiny model on a real llama.cpp server, the roles' modules
+	cd bridge && .venv/bin/pytest
+	bridge/.venv/bin/pytest tests/tiny_model
+	pytest tests/roles
+
+.PHONY: molecule
+molecule: venv ## the roles' scenarios on Debian 12 and 13, and the fleet; one of them: SCENARIOS=mcp_bridge
+	tests/lab/prepare-host
+	for scenario in $(SCENARIOS); do molecule test --scenario-name $$scenario; done
+
+# --- to work on it ---
+
+.PHONY: venv
+venv: .venv/done ## .venv: Ansible, Molecule, linters, pinned by hash
+
+.venv/done: requirements.txt
+	python3 -c 'import ensurepip' 2>/dev/null || tests/lab/as-root apt-get install -y -q python3-venv
+	python3 -m venv --clear .venv
+	.venv/bin/pip install --require-hashes -r requirements.txt
+	touch $@
+
+bridge/.venv/done: bridge/requirements.txt bridge/requirements-test.txt
+	python3 -m venv --clear bridge/.venv
+	bridge/.venv/bin/pip install --require-hashes -r bridge/requirements.txt -r bridge/requirements-test.txt
+	bridge/.venv/bin/pip install --no-index --no-build-isolation --no-deps -e bridge
+	touch $@
+
+.PHONY: hooks
+hooks: venv ## run the linters before every commit
+	pre-commit install
+
+.PHONY: lock
+lock: venv ## write every lock (requirements*.txt) anew from its .in file
+	for source in $$(git ls-files '*requirements*.in'); do \
+	  (cd $$(dirname $$source) && uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
+	    $$(basename $$source) -o $$(basename $${source%.in}).txt); \
+	done
