@@ -26,6 +26,7 @@ from mcp.client.streamable_http import streamable_http_client
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+    from email.message import Message
 
     from mcp.types import CallToolResult
 
@@ -191,17 +192,17 @@ class Bridge:
 
     def http(
         self, path: str, *, method: str = "GET", headers: Mapping[str, str] | None = None, data: bytes | None = None
-    ) -> tuple[int, str, Mapping[str, str]]:
+    ) -> tuple[int, str, Message]:
         """Send a request; gives status, text and headers."""
         request = urllib.request.Request(
             f"http://127.0.0.1:{self.port}{path}", method=method, headers=dict(headers or {}), data=data
         )
         try:
             with urllib.request.urlopen(request, timeout=10) as response:
-                return response.status, response.read().decode(), dict(response.headers)
+                return response.status, response.read().decode(), response.headers
         except urllib.error.HTTPError as error:
             with error:
-                return error.code, error.read().decode(), dict(error.headers)
+                return error.code, error.read().decode(), error.headers
 
     @asynccontextmanager
     async def client(self, mode: str = "auto", token: str = TOKEN) -> AsyncIterator[Client]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import os
 import sys
 from pathlib import Path
@@ -60,22 +61,30 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-# What a command needs is imported by that command only: the client waits for stdio to start.
+# What a command needs is imported by that command only, and after the settings have been found good: the client waits
+# for stdio to start, and Ansible for `config check`.
 
 
 def _stdio() -> None:
-    from local_llm_bridge import config, logs, stdio  # noqa: PLC0415
+    gc.disable()  # a tenth of the start would go into looking for garbage among classes that all stay
+    from local_llm_bridge import config, logs  # noqa: PLC0415
 
     settings = config.from_environment(os.environ)
     logs.configure()
+    from local_llm_bridge import stdio  # noqa: PLC0415
+
+    gc.freeze()
+    gc.enable()
     asyncio.run(stdio.run(settings))
 
 
 def _serve(path: Path) -> None:
-    from local_llm_bridge import config, http, logs  # noqa: PLC0415
+    from local_llm_bridge import config, logs  # noqa: PLC0415
 
     settings = config.from_file(path)
     logs.configure()
+    from local_llm_bridge import http  # noqa: PLC0415
+
     http.serve(settings)
 
 
