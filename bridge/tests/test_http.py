@@ -35,6 +35,7 @@ from tests.services import (
 )
 
 if TYPE_CHECKING:
+    from email.message import Message
     from pathlib import Path
 
 LIST = b'{"jsonrpc": "2.0", "id": 1, "method": "tools/list"}'
@@ -152,24 +153,29 @@ def test_bodies_that_are_no_messages_are_the_callers_fault(bridge: Bridge, body:
     assert "Traceback" not in bridge.log.read_text()
 
 
-def test_half_a_character_is_the_callers_fault(bridge: Bridge) -> None:
-    params = {"name": "chat", "arguments": {"message": "\udead"}}
-    body = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}).encode()
-    status, text, _ = bridge.http("/mcp", method="POST", headers=HEADERS, data=body)
-    assert status in {200, 400}
-    assert "not valid Unicode" in text or "-32700" in text, text
-
-
-def test_quick_answers_are_plain_json(bridge: Bridge) -> None:
+def modern(bridge: Bridge, method: str, **params: object) -> tuple[int, str, Message]:
+    """Send one request of the protocol of 2026-07-28, byte by byte as it goes over the wire."""
     meta = {
         "io.modelcontextprotocol/protocolVersion": "2026-07-28",
         "io.modelcontextprotocol/clientCapabilities": {},
     }
-    body = {"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {"_meta": meta}}
-    headers = {**HEADERS, "MCP-Protocol-Version": "2026-07-28", "Mcp-Method": "tools/list"}
-    status, text, answered = bridge.http("/mcp", method="POST", headers=headers, data=json.dumps(body).encode())
+    body = {"jsonrpc": "2.0", "id": 1, "method": method, "params": {**params, "_meta": meta}}
+    headers = {**HEADERS, "MCP-Protocol-Version": "2026-07-28", "Mcp-Method": method}
+    if "name" in params:
+        headers["Mcp-Name"] = str(params["name"])
+    return bridge.http("/mcp", method="POST", headers=headers, data=json.dumps(body).encode())
+
+
+def test_half_a_character_is_the_callers_fault(bridge: Bridge) -> None:
+    status, text, _ = modern(bridge, "tools/call", name="chat", arguments={"message": "\udead"})
     assert status == 200
-    assert answered["Content-Type"] == "application/json"
+    assert "not valid Unicode" in json.loads(text)["result"]["content"][0]["text"]
+
+
+def test_quick_answers_are_plain_json(bridge: Bridge) -> None:
+    status, text, headers = modern(bridge, "tools/list")
+    assert status == 200
+    assert headers["Content-Type"] == "application/json"
     assert len(json.loads(text)["result"]["tools"]) == 2
 
 

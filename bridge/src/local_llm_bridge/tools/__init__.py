@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 from local_llm_bridge.errors import BadArgumentsError, UnknownToolError
 from local_llm_bridge.tools import chat, code_generation
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from local_llm_bridge.tools.tool import Tool
 
 TOOLS: dict[str, Tool] = {tool.name: tool for tool in (chat.TOOL, code_generation.TOOL)}
@@ -27,7 +26,7 @@ def find(name: str) -> Tool:
         raise UnknownToolError(f"There is no tool {name[:100]!r}. Known: {', '.join(TOOLS)}.") from None
 
 
-def check(tool: Tool, arguments: Mapping[str, object]) -> None:
+def check(tool: Tool, arguments: dict[str, object]) -> None:
     """Check arguments against the tool's schema.
 
     Raises:
@@ -39,8 +38,12 @@ def check(tool: Tool, arguments: Mapping[str, object]) -> None:
         ".".join(str(part) for part in error.absolute_path)
         + (": " if error.absolute_path else "")
         + error.message[:200]
-        for error in jsonschema.Draft202012Validator(tool.schema).iter_errors(dict(arguments))
+        for error in jsonschema.Draft202012Validator(tool.schema).iter_errors(arguments)
     ]
+    try:
+        json.dumps(arguments, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        found.append("half of a surrogate pair, which is not valid Unicode")
     if found:
         allowed = ", ".join(
             f"{name} ({what['type']}{', required' if name in tool.schema['required'] else ''})"
