@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
+from mcp import Client
 
-from local_llm_bridge.backend import PROBE_AGE_S
+from local_llm_bridge.backend import PROBE_AGE_S, Backend, Completion
+from local_llm_bridge.config import Engine, Settings
+from local_llm_bridge.server import create_server
 from tests.services import (
     ENGINE_KEY,
     MODEL,
@@ -138,6 +141,22 @@ async def test_a_silent_engine_is_given_up() -> None:
     with FakeEngine(b"", hold=threading.Event()).running() as url:
         text = await told(url, OPENAI_TIMEOUT="1000", OPENAI_MAX_RETRIES="5")
     assert "did not finish within 1 s" in text
+
+
+@pytest.mark.parametrize("mode", ["auto", "legacy"])
+async def test_a_bug_shows_neither_trace_nor_content(mode: str, caplog: pytest.LogCaptureFixture) -> None:
+    class Buggy(Backend):
+        async def complete(self, *_: object, **__: object) -> Completion:
+            raise RuntimeError("what the developer asked")
+
+    server = create_server(Buggy(Settings(engines=(Engine("m", "http://e/v1"),))))
+    async with Client(server, mode=mode) as client:
+        result = await client.call_tool("chat", {"message": "ping"})
+    assert result.is_error
+    assert text_of(result) == "The bridge itself failed. Its log says where; please report it."
+    assert "RuntimeError" in caplog.text
+    assert "test_faults.py" in caplog.text
+    assert "what the developer asked" not in caplog.text.replace('raise RuntimeError("what the developer asked")', "")
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from local_llm_bridge.backend import Backend
+from local_llm_bridge.config import Engine, Settings
+from local_llm_bridge.server import create_server
 from tests.services import MODEL, Bridge, FakeEngine, events, piece, stdio, text_of
 
 if TYPE_CHECKING:
@@ -106,9 +109,6 @@ async def test_all_schemas_together_cost_little_context(bridge: Bridge) -> None:
 
 
 async def test_the_server_names_its_models_when_there_is_a_choice(bridge: Bridge, engine: str) -> None:
-    from local_llm_bridge.backend import Backend  # noqa: PLC0415
-    from local_llm_bridge.config import Engine, Settings  # noqa: PLC0415
-    from local_llm_bridge.server import create_server  # noqa: PLC0415
 
     several = Backend(Settings(engines=(Engine("coder", engine), Engine("general", engine))))
     assert "Models: coder, general; the first is the default." in (create_server(several).instructions or "")

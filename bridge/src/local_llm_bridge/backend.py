@@ -140,7 +140,8 @@ class Backend:
     async def _choose(self, wanted: str | None) -> Engine:
         engines = self.engines
         if engines[0].name is None:
-            engines = tuple(replace(engines[0], name=name) for name in await self._listed(engines[0]))
+            names = await self._listed(engines[0], max_retries=self._max_retries)
+            engines = tuple(replace(engines[0], name=name) for name in names)
             if wanted is None and len(engines) != 1:
                 raise UnknownModelError(
                     f"The model server at {self.engines[0].url} lists {len(engines)} models "
@@ -153,12 +154,14 @@ class Backend:
                 return engine
         raise UnknownModelError(f"There is no model {wanted[:100]!r}. Known: {_names(engines)}.")
 
-    async def _listed(self, engine: Engine) -> list[str]:
+    async def _listed(self, engine: Engine, *, max_retries: int) -> list[str]:
         """Return the names of the models that the engine serves."""
         import openai  # noqa: PLC0415
 
         try:
-            answer: Any = await self._client(engine).get("/models", cast_to=object)
+            answer: Any = await self._client(engine).get(
+                "/models", cast_to=object, options={"max_retries": max_retries}
+            )
             return [str(model["id"]) for model in answer["data"]]
         except openai.APIError as error:
             raise _told(error, engine) from None
@@ -171,7 +174,7 @@ class Backend:
     async def _unready_because(self, engine: Engine) -> str | None:
         try:
             async with asyncio.timeout(PROBE_TIMEOUT_S):
-                names = await self._listed(engine)
+                names = await self._listed(engine, max_retries=0)
         except EngineError as error:
             return str(error)
         except TimeoutError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+import traceback
 from typing import TYPE_CHECKING, Any
 
 import mcp_types as types
@@ -83,6 +84,10 @@ async def _call(backend: Backend, developer: str, name: str, arguments: dict[str
     except asyncio.CancelledError:
         outcome = "cancelled"
         raise
+    except Exception as error:  # noqa: BLE001 - the SDK would send the text of a bug to the client, content and all
+        where = "".join(traceback.format_tb(error.__traceback__))
+        log.error("a bug, please report it: %s\n%s", type(error).__name__, where)  # noqa: TRY400 - no text: see above
+        return _result("The bridge itself failed. Its log says where; please report it.", is_error=True)
     else:
         outcome, model = "ok", completion.model
         return _answer(completion)
