@@ -8,6 +8,7 @@ MAKEFLAGS += --no-builtin-rules
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 SCENARIOS := $(notdir $(patsubst %/molecule.yml,%,$(wildcard molecule/*/molecule.yml)))
+SUDO := $(if $(filter-out 0,$(shell id -u)),sudo)
 DEMO := inventories/demo
 # The demo's token and key, which the inventory makes at the first run.
 DEMO_SECRETS := $(HOME)/.local/share/local-llm-fleet/demo
@@ -58,14 +59,16 @@ molecule: venv ## the roles' scenarios on Debian 12 and 13, and the fleet; one o
 venv: .venv/done ## .venv: Ansible, Molecule, linters, pinned by hash
 
 .venv/done: requirements.txt
-	python3 -c 'import ensurepip' 2>/dev/null || tests/lab/as-root apt-get install -y -q python3-venv
+	python3 -c 'import ensurepip' 2>/dev/null || { $(SUDO) apt-get update -q && $(SUDO) apt-get install -y -q python3-venv; }
+	@echo "Installing Ansible and its tools into .venv, about a minute"
 	python3 -m venv --clear .venv
-	.venv/bin/pip install --require-hashes -r requirements.txt
+	.venv/bin/pip install --quiet --require-hashes -r requirements.txt
 	touch $@
 
 bridge/.venv/done: bridge/requirements.txt bridge/requirements-test.txt
+	@echo "Installing the bridge and what its tests need into bridge/.venv"
 	python3 -m venv --clear bridge/.venv
-	bridge/.venv/bin/pip install --require-hashes -r bridge/requirements.txt -r bridge/requirements-test.txt
+	bridge/.venv/bin/pip install --quiet --require-hashes -r bridge/requirements.txt -r bridge/requirements-test.txt
 	bridge/.venv/bin/pip install --no-index --no-build-isolation --no-deps -e bridge
 	touch $@
 

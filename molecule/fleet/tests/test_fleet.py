@@ -1,0 +1,138 @@
+"""The whole chain, provisioned by site.yml alone: Claude Code → bridge → model, and what a developer sees when it breaks."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from testinfra.host import Host
+
+PROJECT = Path(__file__).resolve().parent.parent.parent.parent
+sys.path.insert(0, str(PROJECT))
+
+from tests.claude_client.guest import call_tool  # noqa: E402
+
+ANSWERS = json.loads((PROJECT / "tests/tiny_model/answers.json").read_text())
+QUICKSORT = "Write a quicksort function in Python."
+INVENTORIES = [f"--inventory={PROJECT / folder}" for folder in ("inventories/demo", "molecule/fleet/inventory")]
+ENGINE = "llama-cpp@qwen2-tiny"
+BRIDGE = "local-llm-bridge"
+SECRETS = {
+    "molecule-fleet-engine-key": {
+        ("model1", "/etc/llama-cpp/credentials/api-key"),
+        ("gateway1", "/etc/local-llm-bridge/credentials/engine-key"),
+        ("dev1", "/home/bob/.config/local-llm-fleet/local-llm.token"),  # stdio asks the engine itself
+    },
+    "molecule-fleet-token-of-alice": {("dev1", "/home/alice/.config/local-llm-fleet/local-llm.token")},
+    "molecule-fleet-token-of-bob": set(),
+}
+
+pytestmark = pytest.mark.units(ENGINE, BRIDGE)
+
+Guest = Callable[..., Host]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def closed_network() -> Iterator[None]:
+    """The developer's guest reaches the other guests and nothing else: the client must not talk to the outside."""
+    podman = [str(PROJECT / "tests/lab/bin/podman"), "exec", "molecule-fleet-dev1", "ip", "route"]
+    default = subprocess.run([*podman, "show", "default"], capture_output=True, text=True, check=True).stdout.split()
+    subprocess.run([*podman, "delete", "default"], check=True)
+    yield
+    subprocess.run([*podman, "add", *default], check=True)
+
+
+def journal(host: Host, unit: str) -> str:
+    """All that a unit has logged since the guest booted."""
+    return str(host.check_output("journalctl --boot --no-pager --unit=%s", unit))
+
+
+def test_claude_code_says_that_it_is_connected(guest: Guest) -> None:
+    for user in ("alice", "bob"):
+        words = guest("dev1").check_output("su - %s -c 'claude mcp get local-llm'", user)
+        assert "Status: ✔ Connected" in words
+
+
+@pytest.mark.parametrize("message", ["Hello", QUICKSORT, "你好"])
+def test_claude_code_gets_the_models_answer_over_http(guest: Guest, message: str) -> None:
+    result = call_tool(guest("dev1"), "alice", "mcp__local-llm__chat", message=message)
+    assert not result.is_error
+    assert result.text == ANSWERS["chat"][message]
+    assert "call developer=alice tool=chat model=qwen2-tiny outcome=ok" in journal(guest("gateway1"), BRIDGE)
+
+
+def test_claude_code_gets_the_models_answer_over_stdio(guest: Guest) -> None:
+    result = call_tool(guest("dev1"), "bob", "mcp__local-llm__chat", message="Hello")
+    assert not result.is_error
+    assert result.text == ANSWERS["chat"]["Hello"]
+    assert "developer=bob" not in journal(guest("gateway1"), BRIDGE)
+
+
+def test_generated_code_runs(guest: Guest) -> None:
+    result = call_tool(guest("dev1"), "alice", "mcp__local-llm__code_generation", task=QUICKSORT)
+    assert not result.is_error
+    code = result.text.split("```python\n")[1].split("```")[0]
+    script = f"{code}\nprint(quicksort([3, 1, 2, 3, -5]))"
+    done = subprocess.run([sys.executable, "-I", "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "[-5, 1, 2, 3, 3]\n"
+
+
+def test_wrong_arguments_are_explained(guest: Guest) -> None:
+    result = call_tool(guest("dev1"), "alice", "mcp__local-llm__chat", mesage="Hello")
+    assert result.is_error
+    assert "message (string, required)" in result.text
+
+
+def test_without_the_engine_the_developer_is_told_what_is_wrong(guest: Guest) -> None:
+    guest("model1").check_output("systemctl stop %s", ENGINE)
+    try:
+        result = call_tool(guest("dev1"), "alice", "mcp__local-llm__chat", message="Hello")
+    finally:
+        guest("model1").check_output("systemctl start %s", ENGINE)
+    assert result.is_error
+    assert "http://model1:8000/v1 cannot be reached" in result.text
+
+
+def test_an_engine_that_dies_is_back_by_itself(guest: Guest) -> None:
+    guest("model1").check_output("systemctl kill --signal=KILL %s", ENGINE)
+    deadline = time.monotonic() + 60
+    while guest("gateway1").run("curl -sf -m 5 http://$(hostname -I | cut -d' ' -f1):8080/readyz").failed:
+        assert time.monotonic() < deadline
+        time.sleep(1)
+    result = call_tool(guest("dev1"), "alice", "mcp__local-llm__chat", message="Hello")
+    assert result.text == ANSWERS["chat"]["Hello"]
+
+
+def test_verify_shows_the_fleet_and_an_answer() -> None:
+    done = subprocess.run(
+        ["ansible-playbook", *INVENTORIES, str(PROJECT / "playbooks/verify.yml")],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=PROJECT,
+    )
+    assert done.returncode == 0, done.stdout
+    assert "llama-cpp@qwen2-tiny.service       active" in done.stdout
+    assert "def quicksort(items):" in done.stdout
+    assert "changed=0" in done.stdout
+    for secret in SECRETS:
+        assert secret not in done.stdout
+
+
+@pytest.mark.parametrize("name", ["model1", "gateway1", "dev1"])
+def test_secrets_are_nowhere_but_in_their_files(guest: Guest, name: str) -> None:
+    host = guest(name)
+    for secret, places in SECRETS.items():
+        found = host.run("grep -rlsF -- %s /etc /home /opt /root /run /srv /tmp /usr/local /var", secret).stdout.split()
+        # a unit's own view of its credential
+        assert {path for path in found if not path.startswith("/run/credentials/")} == {
+            path for host_name, path in places if host_name == name
+        }
+        processes = host.check_output("cat /proc/[0-9]*/cmdline /proc/[0-9]*/environ 2>/dev/null | tr '\\0' '\\n'")
+        assert secret not in processes
+        assert secret not in host.check_output("journalctl --boot --no-pager")

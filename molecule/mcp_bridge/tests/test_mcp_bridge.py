@@ -1,0 +1,185 @@
+"""The bridge answers developers and nobody else, its unit has few rights, and what cannot work is refused."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from testinfra.host import Host
+
+SCENARIO = Path(__file__).resolve().parent.parent
+PROJECT = SCENARIO.parent.parent
+ANSWERS = json.loads((PROJECT / "tests/tiny_model/answers.json").read_text())
+UNIT = "local-llm-bridge"
+ENGINE = "llama-cpp@qwen2-tiny"
+URL = "http://127.0.0.1:8080"
+KEY = "molecule-llama-cpp-key-1"
+TOKEN = "molecule-token-of-alice"  # noqa: S105
+
+pytestmark = pytest.mark.units(UNIT, ENGINE)
+
+
+def http(host: Host, path: str, *options: str) -> tuple[int, str]:
+    """Status and body of the answer to a request."""
+    words = " ".join(["%s"] * len(options))
+    out = host.check_output(f"curl -sS -m 60 -w '\\n%%{{http_code}}' {words} %s", *options, URL + path)
+    body, _, status = out.rpartition("\n")
+    return int(status), body
+
+
+def call(host: Host, tool: str, token: str = TOKEN, **arguments: Any) -> tuple[int, str]:
+    """HTTP status, and the text of a tool's result or of the refusal."""
+    meta = {
+        "io.modelcontextprotocol/protocolVersion": "2026-07-28",
+        "io.modelcontextprotocol/clientCapabilities": {},
+    }
+    params = {"name": tool, "arguments": arguments, "_meta": meta}
+    body = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params})
+    headers = {
+        "Authorization": f"Bearer {token}",
+        "Content-Type": "application/json",
+        "Accept": "application/json, text/event-stream",
+        "MCP-Protocol-Version": "2026-07-28",
+        "Mcp-Method": "tools/call",
+        "Mcp-Name": tool,
+    }
+    options = [option for name, value in headers.items() for option in ("-H", f"{name}: {value}")]
+    status, answer = http(host, "/mcp", *options, "-d", body)
+    return status, json.loads(answer)["result"]["content"][0]["text"] if status == 200 else answer
+
+
+def journal(host: Host) -> str:
+    """All that the bridge has logged since the guest booted."""
+    return str(host.check_output("journalctl --boot --no-pager --unit=%s", UNIT))
+
+
+def wait_until_ready(host: Host) -> None:
+    """Wait until the bridge says that it and its engine are ready."""
+    deadline = time.monotonic() + 60
+    while host.run(f"curl -sf -m 5 -o /dev/null {URL}/readyz").failed:
+        assert time.monotonic() < deadline, http(host, "/readyz")
+        time.sleep(0.5)
+
+
+def converge(**extra: Any) -> subprocess.CompletedProcess[str]:
+    """Run the role on one guest with other variables."""
+    inventory = PROJECT / "molecule/shared/inventory/hosts.yml"
+    argv = ["ansible-playbook", f"--inventory={inventory}", "--limit=debian13", str(SCENARIO / "converge.yml")]
+    return subprocess.run(
+        [*argv, f"--extra-vars={json.dumps(extra)}"], capture_output=True, text=True, check=False, cwd=PROJECT
+    )
+
+
+@pytest.fixture
+def without_engine(host: Host) -> Iterator[None]:
+    """The engine is stopped, and is there again afterwards."""
+    host.check_output("systemctl stop %s", ENGINE)
+    yield
+    host.check_output("systemctl start %s", ENGINE)
+    wait_until_ready(host)
+
+
+@pytest.mark.parametrize("message", ["Hello", "What is 2 + 2?"])
+def test_chat_gives_the_models_known_answer(host: Host, message: str) -> None:
+    assert call(host, "chat", message=message) == (200, ANSWERS["chat"][message])
+
+
+def test_the_log_says_who_called_what_and_how_it_went_but_not_the_words(host: Host) -> None:
+    call(host, "chat", message="What is the capital of France?")
+    log = journal(host)
+    assert "call developer=alice tool=chat model=qwen2-tiny outcome=ok duration_ms=" in log
+    assert "France" not in log
+    assert "Paris" not in log
+
+
+@pytest.mark.parametrize("token", ["", "not-a-token-of-anybody", KEY])
+def test_strangers_are_turned_away(host: Host, token: str) -> None:
+    status, text = call(host, "chat", token=token, message="Hello")
+    assert status == 401
+    assert "token" in text
+
+
+def test_machines_may_ask_how_it_is(host: Host) -> None:
+    assert http(host, "/healthz")[0] == 200
+    assert http(host, "/readyz")[0] == 200
+
+
+@pytest.mark.usefixtures("without_engine")
+def test_without_its_engine_it_lives_and_says_what_is_wrong(host: Host) -> None:
+    time.sleep(3)  # a readiness probe is believed for two seconds
+    assert http(host, "/healthz")[0] == 200
+    status, text = http(host, "/readyz")
+    assert status == 503
+    assert "Connection refused" in text
+    status, text = call(host, "chat", message="Hello")
+    assert status == 200
+    assert "cannot be reached: Connection refused. Is it running?" in text
+
+
+def test_it_comes_back_after_it_was_killed(host: Host) -> None:
+    before = host.check_output("systemctl show --property=MainPID --value %s", UNIT)
+    host.check_output("systemctl kill --signal=KILL %s", UNIT)
+    time.sleep(0.5)
+    wait_until_ready(host)
+    assert host.check_output("systemctl show --property=MainPID --value %s", UNIT) != before
+
+
+def test_the_unit_starts_at_boot_and_has_few_rights(host: Host) -> None:
+    service = host.service(UNIT)
+    assert service.is_enabled
+    assert service.is_running
+    pid = host.check_output("systemctl show --property=MainPID --value %s", UNIT)
+    assert host.process.get(pid=int(pid)).user == UNIT
+    assert host.run("systemd-analyze security --threshold=12 --no-pager %s", UNIT).rc == 0
+
+
+def test_it_listens_on_loopback_unless_told_otherwise(host: Host) -> None:
+    assert host.socket("tcp://127.0.0.1:8080").is_listening
+    assert not host.socket("tcp://0.0.0.0:8080").is_listening
+
+
+def test_the_engines_key_is_nowhere_but_in_its_file(host: Host) -> None:
+    file = host.file("/etc/local-llm-bridge/credentials/engine-key")
+    assert file.content_string == KEY
+    assert (file.user, file.mode) == ("root", 0o600)
+    assert host.file("/etc/local-llm-bridge/credentials").mode == 0o700
+    assert KEY not in host.file("/etc/local-llm-bridge/config.yml").content_string
+    pid = host.check_output("systemctl show --property=MainPID --value %s", UNIT)
+    assert KEY not in host.check_output("cat /proc/%s/environ /proc/%s/cmdline | tr '\\0' '\\n'", pid, pid)
+    assert KEY not in journal(host)
+
+
+def test_no_token_is_on_the_host(host: Host) -> None:
+    assert TOKEN not in host.file("/etc/local-llm-bridge/config.yml").content_string
+    assert TOKEN not in journal(host)
+
+
+REFUSALS: list[tuple[dict[str, Any], str]] = [
+    ({"mcp_bridge_models": []}, "mcp_bridge_models has 0, mcp_bridge_developers has 1"),
+    ({"mcp_bridge_port": 8099}, "Port 8099 on debian13 is taken by another process"),
+    ({"mcp_bridge_address": "somewhere"}, "found 'somewhere'; wanted an IP address"),
+    (
+        {"mcp_bridge_developers": [{"name": "alice", "token_sha256": "abc"}]},
+        "found a text of 3 characters; wanted the token's SHA-256",
+    ),
+]
+
+
+@pytest.mark.parametrize(("extra", "text"), REFUSALS, ids=[next(iter(extra)) for extra, _ in REFUSALS])
+def test_what_cannot_work_is_refused_and_nothing_changes(
+    guest: Callable[..., Host], extra: dict[str, Any], text: str
+) -> None:
+    one = guest("debian13")
+    state = "systemctl show --property=MainPID --value local-llm-bridge; sha256sum /etc/local-llm-bridge/config.yml"
+    before = one.check_output(state)
+    one.check_output("systemd-run --quiet --unit=squatter python3 -m http.server 8099 && sleep 1")
+    done = converge(**extra)
+    one.check_output("systemctl stop squatter")
+    assert done.returncode != 0
+    assert text in " ".join(done.stdout.split())
+    assert one.check_output(state) == before
