@@ -513,7 +513,7 @@ def main() -> None:
     try:
         homes = plan_all(module.params, module.check_mode)
         results = [{"user": home.account.user, "changed": home.changed} for home in homes]
-        diff = [entry for home in homes for entry in home.diff()]
+        diff = [entry for home in homes for entry in home.diff()] if module._diff else []
         if not module.check_mode:
             for home in homes:
                 try:
