@@ -1,7 +1,7 @@
 """A stand-in for Hugging Face and ModelScope, because the real hubs cannot be reached from a test.
 
-It has their URLs and their ways: a download is redirected to a CDN under another name, which serves ranges. What it adds
-is trouble: a connection is cut every few megabytes, one repository is gated, one serves damaged files, one is slow.
+It has their URLs and their ways: a download is redirected to a CDN under another name, which serves ranges. What it
+adds is trouble: one repository is cut off every few megabytes, one is gated, one serves damaged files, one is slow.
 Every request is logged with what a test wants to know of it.
 """
 
@@ -25,7 +25,7 @@ LOG = Path("/srv/hub/requests.jsonl")
 class Hub(http.server.BaseHTTPRequestHandler):
     """One request."""
 
-    def do_GET(self) -> None:  # noqa: N802 - the standard library's name
+    def do_GET(self) -> None:
         """Answer as hub or as CDN, by the name that the client used."""
         entry = {
             "host": self.headers["Host"],
@@ -63,7 +63,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
         """Send what is asked for, or as much of it as the trouble lets through."""
         data = FILE.read_bytes()
         if repository == "tiny/damaged":
-            data = data[:-1] + b"?"
+            data = data[:-1] + bytes([data[-1] ^ 1])
         start = 0
         if asked := re.fullmatch(r"bytes=(\d+)-", self.headers["Range"] or ""):
             start = int(asked[1])

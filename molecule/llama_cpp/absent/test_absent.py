@@ -1,3 +1,4 @@
+# ruff: noqa: D103, S101
 """What the role made is gone, and the model's file is not."""
 
 from __future__ import annotations
@@ -6,9 +7,7 @@ import pytest
 from testinfra.host import Host
 
 
-@pytest.mark.parametrize(
-    "path", ["/opt/llama-cpp", "/etc/llama-cpp", "/etc/systemd/system/llama-cpp@.service"]
-)
+@pytest.mark.parametrize("path", ["/opt/llama-cpp", "/etc/llama-cpp", "/etc/systemd/system/llama-cpp@.service"])
 def test_what_the_role_made_is_gone(host: Host, path: str) -> None:
     assert not host.file(path).exists
 
