@@ -1,4 +1,3 @@
-# ruff: noqa: D103, S101
 """What the role made is gone, and the model's file is not."""
 
 from __future__ import annotations

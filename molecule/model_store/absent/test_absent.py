@@ -1,4 +1,3 @@
-# ruff: noqa: D103, S101
 """The models are gone, and what is not the role's is not."""
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ def amount(size: float) -> str:
     return f"{size / 10**9:.1f} GB" if size >= 10**9 else f"{size / 10**6:.1f} MB"
 
 
-class ActionModule(ActionBase):  # type: ignore[misc] # Ansible has no types
+class ActionModule(ActionBase):
     """Runs the module, and what has to happen on the controller before or around it."""
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
