@@ -109,7 +109,6 @@ async def test_all_schemas_together_cost_little_context(bridge: Bridge) -> None:
 
 
 async def test_the_server_names_its_models_when_there_is_a_choice(bridge: Bridge, engine: str) -> None:
-
     several = Backend(Settings(engines=(Engine("coder", engine), Engine("general", engine))))
     assert "Models: coder, general; the first is the default." in (create_server(several).instructions or "")
     async with bridge.client() as client:
