@@ -14,9 +14,9 @@ import pytest
 from testinfra.host import Host
 
 PROJECT = Path(__file__).resolve().parents[3]
-sys.path.insert(0, str(PROJECT / "tests"))
+sys.path.insert(0, str(PROJECT))
 
-from claude_client.guest import call_tool  # noqa: E402
+from tests.claude_client.guest import call_tool  # noqa: E402
 
 DEVELOPERS = ("alice", "bob", "carol")
 SECRETS = {"alice": "molecule-token-of-alice", "bob": "molecule-token-of-bob", "carol": "molecule-engine-key"}

@@ -64,7 +64,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.home_files import Account, ConfigError, acting_as, find_account
+from ansible.module_utils.home_files import MAX_GROUPS, Account, ConfigError, acting_as, find_account
 
 SEARCH_PATH = "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
 # Where installers put the client without telling a login shell that is not interactive.
@@ -104,7 +104,7 @@ def run_as(account: Account, command: list[str], timeout: int) -> str:
     }
     identity: dict[str, Any] = {}
     if os.geteuid() == 0:
-        groups = os.getgrouplist(account.user, account.gid)
+        groups = os.getgrouplist(account.user, account.gid)[:MAX_GROUPS]
         identity = {"user": account.uid, "group": account.gid, "extra_groups": groups}
     process = subprocess.Popen(  # noqa: S603 - the program is the client that was looked for, or the account's own shell
         command,
@@ -120,7 +120,8 @@ def run_as(account: Account, command: list[str], timeout: int) -> str:
         **identity,
     )
     try:
-        return process.communicate(timeout=timeout)[0]
+        output: str = process.communicate(timeout=timeout)[0]
+        return output
     except subprocess.TimeoutExpired:
         raise TimeoutError(f"no answer within {timeout} s") from None
     finally:

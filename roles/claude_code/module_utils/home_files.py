@@ -17,6 +17,9 @@ from ansible.module_utils.json_additions import Document, DocumentError, Style, 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+# macOS lists more groups of an account than it accepts back.
+MAX_GROUPS = os.sysconf("SC_NGROUPS_MAX")
+
 
 class ConfigError(Exception):
     """Something that a person must mend first; the text says what was found and what to do."""
@@ -78,7 +81,7 @@ def acting_as(account: Account) -> Iterator[None]:
     finally:
         os.seteuid(0)
         os.setegid(gid)
-        os.setgroups(groups)
+        os.setgroups(groups[:MAX_GROUPS])
         os.umask(umask)
 
 
