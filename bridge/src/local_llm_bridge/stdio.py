@@ -11,7 +11,6 @@ import asyncio
 import math
 import os
 import signal
-import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -144,7 +143,3 @@ def _refusal(error: ValidationError) -> types.JSONRPCError:
         text = 'Invalid request: wanted a JSON-RPC 2.0 message such as {"jsonrpc":"2.0","id":1,"method":"tools/list"}'
         data = types.ErrorData(code=types.INVALID_REQUEST, message=text)
     return types.JSONRPCError(jsonrpc="2.0", id=None, error=data)
-
-
-if sys.platform == "win32":  # pragma: no cover
-    raise ImportError("local-llm-bridge runs on Linux and macOS")
