@@ -81,6 +81,8 @@ def settings_file(account: Account) -> Any:
 
 
 class TestPresent:
+    """What is added, and what stays as it was."""
+
     def test_fresh_home_gets_the_entry_the_rule_and_the_token_in_private_files(self, account: Account) -> None:
         apply(account)
         assert client_file(account)["mcpServers"]["local-llm"]["url"] == "https://gateway.example.com/mcp"
@@ -158,6 +160,13 @@ class TestPresent:
         apply(account)
         assert client_file(account)["mcpServers"]["local-llm"]["url"] == "https://gateway.example.com/mcp"
 
+    def test_an_entry_whose_record_was_lost_is_recorded_again(self, account: Account) -> None:
+        apply(account)
+        (account.home / ".config/local-llm-fleet/local-llm.json").unlink()
+        assert apply(account).changed == []
+        apply(account, state="absent")
+        assert "local-llm" not in client_file(account).get("mcpServers", {})
+
     def test_what_is_no_longer_wanted_goes(self, account: Account) -> None:
         put(account)
         apply(account, settings={"env": {"EDITOR": "emacs"}, "permissions": {"allow": ["A", "Read"]}})
@@ -228,6 +237,8 @@ class TestPresent:
 
 
 class TestAbsent:
+    """What is taken out again, and what stays."""
+
     def test_a_fresh_home_is_empty_again(self, account: Account) -> None:
         apply(account)
         assert apply(account, state="absent").changed
@@ -266,6 +277,8 @@ class TestAbsent:
 
 
 class TestRefusals:
+    """What is refused before anything is written."""
+
     @pytest.mark.parametrize(
         ("text", "message"),
         [
@@ -345,6 +358,8 @@ class TestRefusals:
 
 
 class TestDiff:
+    """What Ansible shows."""
+
     def test_shows_the_entry_but_no_secret(self, account: Account) -> None:
         put(account, settings='{"env": {"ANTHROPIC_API_KEY": "user-secret"}}')
         home = plan(account, transport="stdio", stdio_env={"A": "b"}, settings={"env": {"ANTHROPIC_API_KEY": "new"}})

@@ -281,12 +281,13 @@ def rebase(snapshot: Snapshot, had: list[Addition], wanted: Document, created: b
     """
     document = copy.deepcopy(snapshot.document or {})
     unmerge(document, had)
-    ours = {addition.path for addition in had}
-    for name, entry in wanted.get("mcpServers", {}).items():
+    recorded = {addition.path for addition in had}
+    for name in wanted.get("mcpServers", {}):
         servers = document.get("mcpServers")
-        if not isinstance(servers, dict) or name not in servers or same(servers[name], entry.value):
+        if not isinstance(servers, dict) or name not in servers:
             continue
-        if ("mcpServers", name) not in ours:
+        # Without a record (a home that was restored, say), the entry still names the token's file.
+        if ("mcpServers", name) not in recorded and OWN_FOLDER not in json.dumps(servers[name]):
             raise ConfigError(
                 f"has an MCP server {name!r} of its own; remove it (claude mcp remove --scope user {name}) "
                 "or choose another server_name"
