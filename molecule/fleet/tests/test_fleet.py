@@ -1,4 +1,4 @@
-"""The whole chain, provisioned by site.yml alone: Claude Code → bridge → model, and what a developer sees when it breaks."""
+"""Claude Code → bridge → model, provisioned by site.yml alone, and what a developer sees when a part of it breaks."""
 
 from __future__ import annotations
 
