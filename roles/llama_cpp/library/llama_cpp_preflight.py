@@ -43,6 +43,7 @@ PORTS = range(1024, 65536)  # the service may not bind lower ones
 # GGUF (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md): the types of metadata values.
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 STRING, ARRAY = 8, 9
+LONGEST = 1 << 20  # characters or elements
 
 
 class NotGguf(ValueError):
@@ -57,16 +58,23 @@ def _take(stream: IO[bytes], form: str) -> Any:
     return struct.unpack(f"<{form}", data)[0]
 
 
+def _count(stream: IO[bytes]) -> int:
+    count = _take(stream, "Q")
+    if count > LONGEST:
+        raise NotGguf("a length in its header is out of all reason")
+    return int(count)
+
+
 def _string(stream: IO[bytes]) -> str:
-    return stream.read(_take(stream, "Q")).decode(errors="replace")
+    return stream.read(_count(stream)).decode(errors="replace")
 
 
 def _value(stream: IO[bytes], kind: int) -> Any:
     if kind == STRING:
         return _string(stream)
     if kind == ARRAY:
-        element, count = _take(stream, "I"), _take(stream, "Q")
-        return [_value(stream, element) for _ in range(count)]
+        element = _take(stream, "I")
+        return [_value(stream, element) for _ in range(_count(stream))]
     if kind not in SCALARS:
         raise NotGguf(f"unknown type {kind} in its header")
     return _take(stream, SCALARS[kind])
@@ -84,7 +92,7 @@ def read_header(path: Path) -> dict[str, Any]:
         _take(stream, "I")  # version
         _take(stream, "Q")  # number of tensors
         metadata: dict[str, Any] = {}
-        for _ in range(_take(stream, "Q")):
+        for _ in range(_count(stream)):
             key = _string(stream)
             if key.startswith("tokenizer."):
                 break  # long lists, and what matters here comes before them

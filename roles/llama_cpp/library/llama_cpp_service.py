@@ -1,4 +1,4 @@
-"""Ansible module: llama.cpp's units run, and run with what is on the disk now."""
+"""Ansible module: llama.cpp's units run with what is on the disk now, and retired ones do not run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ options:
     description: The units in the order in which they are started.
     type: list
     elements: dict
-    required: true
+    default: []
     suboptions:
       name:
         description: Name of the unit.
@@ -33,6 +33,11 @@ options:
         type: list
         elements: path
         required: true
+  retired:
+    description: Units that are stopped and disabled before others start; systemd forgets them even if they failed.
+    type: list
+    elements: str
+    default: []
 """
 
 MICROSECONDS = 10**6
@@ -85,17 +90,24 @@ def main() -> None:
             "units": {
                 "type": "list",
                 "elements": "dict",
-                "required": True,
+                "default": [],
                 "options": {
                     "name": {"type": "str", "required": True},
                     "reads": {"type": "list", "elements": "path", "required": True},
                 },
-            }
+            },
+            "retired": {"type": "list", "elements": "str", "default": []},
         },
         supports_check_mode=True,
     )
     units: list[dict[str, Any]] = module.params["units"]
     done: dict[str, str] = {}
+    for name in module.params["retired"]:
+        done[name] = "retire"
+        if not module.check_mode:
+            systemctl("disable", name)
+            systemctl("stop", name)
+            systemctl("reset-failed", name)
     for unit in units:
         name = unit["name"]
         state = properties(name)
