@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Callable, Generator
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import pytest
 import testinfra
 from testinfra.host import Host
 
-LAB = Path(__file__).resolve().parent.parent / "tests" / "lab"
+PROJECT = Path(__file__).resolve().parent.parent
+LAB = PROJECT / "tests" / "lab"
 JOURNAL_LINES = 50
 
 
@@ -52,6 +54,30 @@ def guest() -> Callable[..., Host]:
         return testinfra.get_host(f"podman://{user}@{_network()}-{name}")
 
     return get
+
+
+@pytest.fixture
+def play(request: pytest.FixtureRequest) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run a playbook on the scenario's guests: ``play(SCENARIO / "converge.yml", "--limit=debian13")``.
+
+    A test module whose scenario has inventories of its own names them in ``INVENTORIES``.
+
+    Returns:
+        A function of the playbook's path and ansible-playbook's arguments; the result's text has no colours.
+    """
+    inventories = getattr(request.module, "INVENTORIES", [PROJECT / "molecule/shared/inventory/hosts.yml"])
+
+    def run(playbook: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["ansible-playbook", *(f"--inventory={path}" for path in inventories), str(playbook), *arguments],
+            env={**os.environ, "ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"},
+            cwd=PROJECT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    return run
 
 
 @pytest.hookimpl(wrapper=True)

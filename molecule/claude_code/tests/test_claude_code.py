@@ -30,7 +30,7 @@ def read_json(host: Host, path: str) -> Any:
 
 
 def ask_client(host: Host, user: str) -> str:
-    return host.check_output("su -l %s -c 'claude mcp get local-llm'", user)
+    return str(host.check_output("su -l %s -c 'claude mcp get local-llm'", user))
 
 
 @pytest.mark.parametrize("user", DEVELOPERS)
@@ -99,33 +99,33 @@ ALICE = {"user": "alice", "token": "another-token-of-alice"}
 MALLORY = {"user": "mallory", "token": "a-token-that-nobody-knows"}
 
 
-def play(*developers: dict[str, str], rc: int = 2, **variables: Any) -> str:
+Configure = Callable[..., str]
+
+
+@pytest.fixture
+def configure(play: Callable[..., subprocess.CompletedProcess[str]]) -> Configure:
     """Run converge.yml on debian13 with other variables and return what it said; no token may be in it."""
-    extra = json.dumps({"claude_code_developers": developers, **variables})
-    result = subprocess.run(
-        [
-            *("ansible-playbook", "-vvv", "--diff", "--limit=debian13", "--extra-vars", extra),
-            f"--inventory={PROJECT}/molecule/shared/inventory/hosts.yml",
-            f"{PROJECT}/molecule/claude_code/converge.yml",
-        ],
-        env={**os.environ, "ANSIBLE_CONFIG": f"{PROJECT}/ansible.cfg", "ANSIBLE_NOCOLOR": "1"},
-        cwd=PROJECT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    output = result.stdout + result.stderr
-    assert result.returncode == rc, output
-    assert "Traceback" not in output
-    assert not [one["user"] for one in developers if one["token"] and one["token"] in output]
-    return output
+
+    def run(*developers: dict[str, str], rc: int = 2, **variables: Any) -> str:
+        extra = json.dumps({"claude_code_developers": developers, **variables})
+        playbook = PROJECT / "molecule/claude_code/converge.yml"
+        result = play(playbook, "-vvv", "--diff", "--limit=debian13", "--extra-vars", extra)
+        output = result.stdout + result.stderr
+        assert result.returncode == rc, output
+        assert "Traceback" not in output
+        assert not [one["user"] for one in developers if one["token"] and one["token"] in output]
+        return output
+
+    return run
 
 
-def test_developers_who_cannot_be_configured_are_all_named_and_nobody_is_changed(guest: Callable[..., Host]) -> None:
+def test_developers_who_cannot_be_configured_are_all_named_and_nobody_is_changed(
+    guest: Callable[..., Host], configure: Configure
+) -> None:
     checksums = "find /home -type f -exec sha256sum {} + | sort"
     before = guest("debian13").check_output(checksums)
     strangers = [{"user": user, "token": "0123456789"} for user in ("ghost", "broken", "frozen")]
-    output = play(ALICE, *strangers, {"user": "mallory", "token": ""})
+    output = configure(ALICE, *strangers, {"user": "mallory", "token": ""})
     assert "ghost: no such account on this host" in output
     assert "broken: /home/broken/.claude.json: invalid JSON at line 3, column 16: Expecting ':' delimiter" in output
     assert "frozen: /home/frozen cannot be written by frozen: Read-only file system" in output
@@ -133,26 +133,28 @@ def test_developers_who_cannot_be_configured_are_all_named_and_nobody_is_changed
     assert guest("debian13").check_output(checksums) == before
 
 
-def test_an_unknown_transport_is_refused() -> None:
-    output = play({**ALICE, "transport": "carrier-pigeon"})
+def test_an_unknown_transport_is_refused(configure: Configure) -> None:
+    output = configure({**ALICE, "transport": "carrier-pigeon"})
     assert "value of transport must be one of: http, stdio, got: carrier-pigeon" in output
 
 
-def test_a_client_that_is_not_let_in_fails_the_play_in_its_own_words() -> None:
-    output = play(MALLORY)
+def test_a_client_that_is_not_let_in_fails_the_play_in_its_own_words(configure: Configure) -> None:
+    output = configure(MALLORY)
     assert "Claude Code does not reach the MCP server 'local-llm'" in output
     assert "HTTP 401" in output
 
 
-def test_a_server_that_is_down_fails_the_play_in_the_clients_own_words() -> None:
-    assert "ECONNREFUSED" in play(MALLORY, claude_code_url="http://127.0.0.1:9/mcp")
+def test_a_server_that_is_down_fails_the_play_in_the_clients_own_words(configure: Configure) -> None:
+    assert "ECONNREFUSED" in configure(MALLORY, claude_code_url="http://127.0.0.1:9/mcp")
 
 
-def test_a_developer_without_a_client_is_configured_and_told_of(guest: Callable[..., Host]) -> None:
+def test_a_developer_without_a_client_is_configured_and_told_of(
+    guest: Callable[..., Host], configure: Configure
+) -> None:
     host = guest("debian13")
     host.check_output("mv /usr/local/bin/claude /usr/local/bin/claude.hidden")
     try:
-        output = play(MALLORY, rc=0, claude_code_client_install=False)
+        output = configure(MALLORY, rc=0, claude_code_client_install=False)
     finally:
         host.check_output("mv /usr/local/bin/claude.hidden /usr/local/bin/claude")
     assert "mallory is configured, but has no Claude Code on this host, so nothing was asked" in output

@@ -19,7 +19,7 @@ from tests.claude_client.guest import call_tool  # noqa: E402
 
 ANSWERS = json.loads((PROJECT / "tests/tiny_model/answers.json").read_text())
 QUICKSORT = "Write a quicksort function in Python."
-INVENTORIES = [f"--inventory={PROJECT / folder}" for folder in ("inventories/demo", "molecule/fleet/inventory")]
+INVENTORIES = [PROJECT / "inventories/demo", PROJECT / "molecule/fleet/inventory"]
 ENGINE = "llama-cpp@qwen2-tiny"
 BRIDGE = "local-llm-bridge"
 SECRETS = {
@@ -108,14 +108,8 @@ def test_an_engine_that_dies_is_back_by_itself(guest: Guest) -> None:
     assert result.text == ANSWERS["chat"]["Hello"]
 
 
-def test_verify_shows_the_fleet_and_an_answer() -> None:
-    done = subprocess.run(
-        ["ansible-playbook", *INVENTORIES, str(PROJECT / "playbooks/verify.yml")],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=PROJECT,
-    )
+def test_verify_shows_the_fleet_and_an_answer(play: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    done = play(PROJECT / "playbooks/verify.yml", "--diff")
     assert done.returncode == 0, done.stdout
     assert "llama-cpp@qwen2-tiny.service       active" in done.stdout
     assert "def quicksort(items):" in done.stdout

@@ -18,6 +18,8 @@ KEY = "molecule-llama-cpp-key-1"
 UNIT = "llama-cpp@qwen2-tiny"
 MODEL = {"name": "qwen2-tiny", "path": "/srv/models/qwen2-tiny.gguf", "port": 8000, "context": 4096}
 
+Play = Callable[..., subprocess.CompletedProcess[str]]
+
 pytestmark = pytest.mark.units(UNIT)
 
 
@@ -41,13 +43,6 @@ def ask(host: Host, question: str, port: int = 8000) -> str:
     command = "curl -sS --fail-with-body -m 60 -H %s -d %s %s"
     answer = host.check_output(command, f"Authorization: Bearer {KEY}", json.dumps(body), url)
     return str(json.loads(answer)["choices"][0]["message"]["content"])
-
-
-def play(playbook: str, *args: str) -> subprocess.CompletedProcess[str]:
-    """Run one of the scenario's playbooks."""
-    inventory = PROJECT / "molecule/shared/inventory/hosts.yml"
-    argv = ["ansible-playbook", f"--inventory={inventory}", str(SCENARIO / playbook), *args]
-    return subprocess.run(argv, capture_output=True, text=True, check=False, cwd=PROJECT)
 
 
 @pytest.mark.parametrize("question", ["ping", "What is 2 + 2?", "Write a quicksort function in Python."])
@@ -105,18 +100,18 @@ def test_it_comes_back_after_it_was_killed(host: Host) -> None:
     assert ask(host, "ping") == "pong"
 
 
-def test_what_cannot_work_is_refused_and_nothing_changes(guest: Callable[..., Host]) -> None:
+def test_what_cannot_work_is_refused_and_nothing_changes(guest: Callable[..., Host], play: Play) -> None:
     one = guest("debian13")
     one.check_output("touch /run/before-refusals && sleep 0.1")
     pid = one.check_output("systemctl show --property=MainPID --value %s", UNIT)
-    done = play("refusals.yml")
+    done = play(SCENARIO / "refusals.yml")
     assert done.returncode == 0, done.stdout
     assert one.check_output("systemctl show --property=MainPID --value %s", UNIT) == pid
     touched = "find /etc/llama-cpp /opt/llama-cpp /etc/systemd/system -newer /run/before-refusals"
     assert one.check_output(touched) == ""
 
 
-def test_models_come_and_go_without_disturbing_others(guest: Callable[..., Host]) -> None:
+def test_models_come_and_go_without_disturbing_others(guest: Callable[..., Host], play: Play) -> None:
     one = guest("debian13")
     pid = one.check_output("systemctl show --property=MainPID --value %s", UNIT)
     one.check_output("head -c 4000000 /srv/models/qwen2-tiny.gguf > /srv/models/cut.gguf")
@@ -125,13 +120,14 @@ def test_models_come_and_go_without_disturbing_others(guest: Callable[..., Host]
         {**MODEL, "name": "cut", "port": 8002, "path": "/srv/models/cut.gguf"},
     ]
 
-    done = play("converge.yml", "--limit=debian13", f"--extra-vars={json.dumps({'llama_cpp_models': [MODEL, *more]})}")
+    extra = json.dumps({"llama_cpp_models": [MODEL, *more]})
+    done = play(SCENARIO / "converge.yml", "--limit=debian13", f"--extra-vars={extra}")
     assert done.returncode != 0
     assert "llama-cpp@cut.service did not become ready" in done.stdout
     assert "tensor" in done.stdout  # llama.cpp's own words: the data of a tensor is not within the file
     assert ask(one, "ping", port=8001) == "pong"
 
-    done = play("converge.yml", "--limit=debian13")
+    done = play(SCENARIO / "converge.yml", "--limit=debian13")
     assert done.returncode == 0, done.stdout
     assert one.check_output("ls /etc/llama-cpp/*.json") == "/etc/llama-cpp/qwen2-tiny.json"
     assert one.check_output("systemctl list-units --all --plain --no-legend 'llama-cpp@*' | wc -l") == "1"

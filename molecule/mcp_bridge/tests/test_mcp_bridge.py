@@ -66,15 +66,6 @@ def wait_until_ready(host: Host) -> None:
         time.sleep(0.5)
 
 
-def converge(**extra: Any) -> subprocess.CompletedProcess[str]:
-    """Run the role on one guest with other variables."""
-    inventory = PROJECT / "molecule/shared/inventory/hosts.yml"
-    argv = ["ansible-playbook", f"--inventory={inventory}", "--limit=debian13", str(SCENARIO / "converge.yml")]
-    return subprocess.run(
-        [*argv, f"--extra-vars={json.dumps(extra)}"], capture_output=True, text=True, check=False, cwd=PROJECT
-    )
-
-
 @pytest.fixture
 def without_engine(host: Host) -> Iterator[None]:
     """The engine is stopped, and is there again afterwards."""
@@ -172,13 +163,16 @@ REFUSALS: list[tuple[dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("extra", "text"), REFUSALS, ids=[next(iter(extra)) for extra, _ in REFUSALS])
 def test_what_cannot_work_is_refused_and_nothing_changes(
-    guest: Callable[..., Host], extra: dict[str, Any], text: str
+    guest: Callable[..., Host],
+    play: Callable[..., subprocess.CompletedProcess[str]],
+    extra: dict[str, Any],
+    text: str,
 ) -> None:
     one = guest("debian13")
     state = "systemctl show --property=MainPID --value local-llm-bridge; sha256sum /etc/local-llm-bridge/config.yml"
     before = one.check_output(state)
     one.check_output("systemd-run --quiet --unit=squatter python3 -m http.server 8099 && sleep 1")
-    done = converge(**extra)
+    done = play(SCENARIO / "converge.yml", "--limit=debian13", f"--extra-vars={json.dumps(extra)}")
     one.check_output("systemctl stop squatter")
     assert done.returncode != 0
     assert text in " ".join(done.stdout.split())
