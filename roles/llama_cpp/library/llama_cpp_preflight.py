@@ -22,7 +22,7 @@ description:
 author: local-llm-fleet
 options:
   models:
-    description: The models, as in the role's variable C(llama_cpp_models).
+    description: The models, with C(name), C(path), C(port), C(context) and C(parallel).
     type: list
     elements: dict
     required: true
@@ -248,18 +248,7 @@ def main() -> None:
     """Run as an Ansible module."""
     module = AnsibleModule(
         argument_spec={
-            "models": {
-                "type": "list",
-                "elements": "dict",
-                "required": True,
-                "options": {
-                    "name": {"type": "str", "required": True},
-                    "path": {"type": "path", "required": True},
-                    "port": {"type": "int", "required": True},
-                    "context": {"type": "int", "required": True},
-                    "parallel": {"type": "int", "required": True},
-                },
-            },
+            "models": {"type": "list", "elements": "dict", "required": True},
             "address": {"type": "str", "required": True},
             "api_key": {"type": "str", "required": True, "no_log": True},
         },
