@@ -70,7 +70,7 @@ def play(request: pytest.FixtureRequest) -> Callable[..., subprocess.CompletedPr
     def run(playbook: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             ["ansible-playbook", *(f"--inventory={path}" for path in inventories), str(playbook), *arguments],
-            env={**os.environ, "ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"},
+            env={**os.environ, "ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg"), "ANSIBLE_FORCE_COLOR": "false"},
             cwd=PROJECT,
             capture_output=True,
             text=True,
