@@ -7,6 +7,9 @@ MAKEFLAGS += --no-builtin-rules
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
+# Molecule's logs without a frame, so that lines stay whole.
+export MOLECULE_COMMAND_BORDERS := 0
+
 SCENARIOS := $(notdir $(patsubst %/molecule.yml,%,$(wildcard molecule/*/molecule.yml)))
 SUDO := $(if $(filter-out 0,$(shell id -u)),sudo)
 DEMO := inventories/demo
@@ -51,6 +54,7 @@ unit: venv bridge/.venv/done ## the bridge and the tiny model on a real llama.cp
 .PHONY: molecule
 molecule: venv ## the roles' scenarios on Debian 12 and 13, and the fleet; one of them: SCENARIOS=mcp_bridge
 	tests/lab/prepare-host
+	pytest tests/lab
 	for scenario in $(SCENARIOS); do molecule test --scenario-name $$scenario; done
 
 # --- to work on it ---
