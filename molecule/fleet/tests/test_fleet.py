@@ -35,6 +35,7 @@ SECRETS = {
 pytestmark = pytest.mark.units(ENGINE, BRIDGE)
 
 Guest = Callable[..., Host]
+Play = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -108,13 +109,25 @@ def test_an_engine_that_dies_is_back_by_itself(guest: Guest) -> None:
     assert result.text == ANSWERS["chat"]["Hello"]
 
 
-def test_verify_shows_the_fleet_and_an_answer(play: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+def test_verify_shows_the_fleet_and_an_answer(play: Play) -> None:
     done = play(PROJECT / "playbooks/verify.yml", "--diff")
     assert done.returncode == 0, done.stdout
     assert "llama-cpp@qwen2-tiny.service       active" in done.stdout
     assert "def quicksort(items):" in done.stdout
     assert "changed=0" in done.stdout
     for secret in SECRETS:
+        assert secret not in done.stdout
+
+
+def test_no_secret_is_in_a_diff(play: Play) -> None:
+    others = ["molecule-fleet-another-engine-key", "molecule-fleet-another-token"]
+    extra = {"fleet_engine_key": others[0], "fleet_developers": [{"name": "alice", "token": others[1]}]}
+    done = play(PROJECT / "site.yml", "--check", "--diff", f"--extra-vars={json.dumps(extra)}")
+    assert done.returncode == 0, done.stdout
+    for host in ("model1", "gateway1", "dev1"):
+        (recap,) = [line for line in done.stdout.splitlines() if line.startswith(f"{host} ")]
+        assert "changed=0" not in recap
+    for secret in [*SECRETS, *others]:
         assert secret not in done.stdout
 
 
