@@ -28,9 +28,10 @@ demo: venv ## the whole chain on three guests of this machine: start, provision,
 	ansible-playbook -i $(DEMO) tests/lab/create.yml tests/lab/prepare.yml tests/lab/accounts.yml site.yml playbooks/verify.yml
 
 .PHONY: demo-down
-demo-down: venv ## take the demo's guests, their network and secrets away
+demo-down: venv ## take away what the demo made: guests, network, images, caches, secrets
 	ansible-playbook -i $(DEMO) tests/lab/destroy.yml
-	rm -rf $(DEMO_SECRETS)
+	tests/lab/clean-host
+	rm -rf $(DEMO_SECRETS) $(HOME)/.cache/local-llm-fleet
 
 # --- to prove it ---
 
