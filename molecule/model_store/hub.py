@@ -1,7 +1,7 @@
 """A stand-in for Hugging Face and ModelScope, because the real hubs cannot be reached from a test.
 
 It has their URLs and their ways: a download is redirected to a CDN under another name, which serves ranges. What it
-adds is trouble: one repository is cut off every few megabytes, one is gated, one serves damaged files, one is slow.
+adds is trouble: one repository is cut off again and again, one is gated, one serves damaged files, one is slow.
 Every request is logged with what a test wants to know of it.
 """
 
@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
-CUT = 3_000_000  # bytes after which a connection is cut
+CUT = 1_500_000  # bytes after which a connection is cut
 CHUNK = 100_000  # bytes
 FILE = Path("/srv/hub/qwen2-tiny.gguf")
 LOG = Path("/srv/hub/requests.jsonl")
