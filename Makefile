@@ -82,7 +82,7 @@ hooks: venv ## run the linters before every commit
 	pre-commit install
 
 .PHONY: lock
-lock: venv ## write every lock (requirements*.txt) anew from its .in file
+lock: venv ## bring every lock (requirements*.txt) in line with its .in file
 	for source in $$(git ls-files '*requirements*.in'); do \
 	  (cd $$(dirname $$source) && uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
 	    $$(basename $$source) -o $$(basename $${source%.in}).txt); \
