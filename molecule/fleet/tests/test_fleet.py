@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -41,7 +42,7 @@ Play = Callable[..., subprocess.CompletedProcess[str]]
 @pytest.fixture(scope="session", autouse=True)
 def closed_network() -> Iterator[None]:
     """The developer's guest reaches the other guests and nothing else: the client must not talk to the outside."""
-    podman = [str(PROJECT / "tests/lab/bin/podman"), "exec", "molecule-fleet-dev1", "ip", "route"]
+    podman = [str(PROJECT / "tests/lab/bin/podman"), "exec", f"{os.environ['LAB_NETWORK']}-dev1", "ip", "route"]
     default = subprocess.run([*podman, "show", "default"], capture_output=True, text=True, check=True).stdout.split()
     subprocess.run([*podman, "delete", "default"], check=True)
     yield
