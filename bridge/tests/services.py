@@ -272,11 +272,15 @@ def piped(lines: str, **environment: str) -> tuple[list[dict[str, Any]], subproc
     return [json.loads(line) for line in done.stdout.splitlines()], done
 
 
+def texts_of(result: CallToolResult) -> list[str]:
+    """Return the texts of a result."""
+    return [content.text for content in result.content if content.type == "text"]
+
+
 def text_of(result: CallToolResult) -> str:
     """Return the text of a result that has just one."""
-    (content,) = result.content
-    assert content.type == "text"
-    return content.text
+    (text,) = texts_of(result)
+    return text
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 20) -> None:

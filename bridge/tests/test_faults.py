@@ -10,9 +10,10 @@ import anyio
 import pytest
 from mcp import Client
 
-from local_llm_bridge.backend import PROBE_AGE_S, Backend, Completion
+from local_llm_bridge.backend import PROBE_AGE_S, Completion
+from local_llm_bridge.calls import Calls
 from local_llm_bridge.config import Engine, Settings
-from local_llm_bridge.server import create_server
+from local_llm_bridge.sdk import create_server
 from tests.services import (
     ENGINE_KEY,
     MODEL,
@@ -27,6 +28,7 @@ from tests.services import (
     serving,
     stdio,
     text_of,
+    texts_of,
     wait_for,
 )
 
@@ -54,7 +56,7 @@ async def told(url: str, tool: str = "chat", arguments: dict[str, Any] | None = 
 @pytest.mark.parametrize(
     ("tool", "arguments", "words"),
     [
-        ("chatt", {"message": "hi"}, ["no tool 'chatt'", "chat, code_generation"]),
+        ("chatt", {"message": "hi"}, ["no tool 'chatt'", "list_models, chat, code_generation"]),
         ("chat", {}, ["'message' is a required property", "message (string, required)"]),
         ("chat", {"message": ""}, ["message: '' should be non-empty"]),
         ("chat", {"message": 5}, ["message: 5 is not of type 'string'"]),
@@ -121,35 +123,39 @@ async def test_an_engine_that_came_back_is_used_again(tmp_path: Path) -> None:
     with serving(tmp_path, f"http://127.0.0.1:{port}", max_retries=0) as bridge:
         async with bridge.client() as client:
             for _ in range(2):
-                assert (await client.call_tool("chat", {"message": "ping"})).is_error
+                assert (await client.call_tool("chat", {"message": "ping", "fresh": True})).is_error
                 with llama_server(port):
-                    result = await client.call_tool("chat", {"message": "ping"})
+                    result = await client.call_tool("chat", {"message": "ping", "fresh": True})
                     assert text_of(result) == "pong"
 
 
-async def test_a_slow_engine_is_given_up_with_what_it_had_said() -> None:
+async def test_a_slow_engines_answer_ends_with_the_time_for_a_call() -> None:
     with FakeEngine(events(piece("Once upon"), done=False), hold=threading.Event()).running() as url:
         started = time.monotonic()
-        text = await told(url, OPENAI_TIMEOUT="1500")
+        async with stdio(LOCAL_API_URL=url, MODEL_NAME=MODEL, OPENAI_TIMEOUT="1500") as client:
+            result = await client.call_tool("chat", {"message": "ping"})
         assert time.monotonic() - started < 8
-    assert "did not finish within 1.5 s" in text
-    assert "OPENAI_TIMEOUT" in text
-    assert text.endswith("Once upon")
+    assert not result.is_error
+    assert texts_of(result) == [
+        "Once upon",
+        "[The time for one call is over: this is what had been received until then.]",
+    ]
 
 
 async def test_a_silent_engine_is_given_up() -> None:
     with FakeEngine(b"", hold=threading.Event()).running() as url:
         text = await told(url, OPENAI_TIMEOUT="1000", OPENAI_MAX_RETRIES="5")
-    assert "did not finish within 1 s" in text
+    assert "wrote nothing within 1 s" in text
 
 
 @pytest.mark.parametrize("mode", ["auto", "legacy"])
 async def test_a_bug_shows_neither_trace_nor_content(mode: str, caplog: pytest.LogCaptureFixture) -> None:
-    class Buggy(Backend):
-        async def complete(self, *_: object, **__: object) -> Completion:
-            raise RuntimeError("what the developer asked")
+    async def buggy(*_: object) -> Completion:
+        raise RuntimeError("what the developer asked")
 
-    server = create_server(Buggy(Settings(engines=(Engine("m", "http://e/v1"),))))
+    calls = Calls(Settings(engines=(Engine("m", "http://e/v1"),)))
+    calls.backend.complete = buggy  # type: ignore[method-assign,assignment]
+    server = create_server(calls)
     async with Client(server, mode=mode) as client:
         result = await client.call_tool("chat", {"message": "ping"})
     assert result.is_error

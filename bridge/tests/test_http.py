@@ -176,7 +176,7 @@ def test_quick_answers_are_plain_json(bridge: Bridge) -> None:
     status, text, headers = modern(bridge, "tools/list")
     assert status == 200
     assert headers["Content-Type"] == "application/json"
-    assert len(json.loads(text)["result"]["tools"]) == 2
+    assert len(json.loads(text)["result"]["tools"]) == 6
 
 
 def test_it_lives_whatever_the_engine_does(bridge: Bridge) -> None:
@@ -246,7 +246,7 @@ async def test_systemd_is_told_and_the_journal_gets_priorities(engine: str, tmp_
     log = bridge.log.read_text()
     line = (
         r"<6>call developer=alice tool=chat model=qwen2-tiny outcome=ok duration_ms=\d+ "
-        r"prompt_tokens=\d+ completion_tokens=\d+\n"
+        r"prompt_tokens=\d+ completion_tokens=\d+ cached=false\n"
     )
     assert re.search(line, log)
     assert "<6>call developer=alice tool=- model=- outcome=unknown_tool duration_ms=" in log

@@ -10,6 +10,7 @@ import subprocess
 import pytest
 
 from tests.services import MODEL, PROGRAM, piped
+from tests.test_tools import TOOLS
 
 LIST = '{"jsonrpc": "2.0", "id": 1, "method": "tools/list"}\n'
 
@@ -22,7 +23,7 @@ def call(number: int, message: str) -> str:
 def test_the_guides_two_lines_work_without_a_handshake(environment: dict[str, str]) -> None:
     replies, done = piped(LIST + call(2, "ping"), **environment)
     by_id = {reply["id"]: reply["result"] for reply in replies}
-    assert [tool["name"] for tool in by_id[1]["tools"]] == ["chat", "code_generation"]
+    assert [tool["name"] for tool in by_id[1]["tools"]] == TOOLS
     assert by_id[2]["content"][0]["text"] == "pong"
     assert done.returncode == 0
 

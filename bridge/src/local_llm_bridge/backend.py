@@ -1,21 +1,21 @@
-"""Asking the engines: streamed chat completions with a deadline, and whether an engine is ready.
+"""Asking the models: routing, slots, cache, a deadline, and the answer as it grows.
 
 Answers are streamed although the caller gets them whole: when an engine dies or is too slow, what it had written is not
-lost, and a call that is cancelled stops the generation at once.
+lost; callers see how far it is; and a call that is cancelled stops the generation at once.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
+import json
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from local_llm_bridge.cache import Cache
+from local_llm_bridge.engine import ADDRESS_HINT, QUOTE, BrokenStreamError, EngineClient
 from local_llm_bridge.errors import (
     EngineAnswerError,
-    EngineBusyError,
-    EngineDownError,
     EngineError,
     EngineInterruptedError,
     EngineRefusedError,
@@ -23,24 +23,48 @@ from local_llm_bridge.errors import (
     TooLongError,
     UnknownModelError,
 )
+from local_llm_bridge.limits import Slots
+from local_llm_bridge.router import Choice, Router
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from openai import APIStatusError, AsyncOpenAI
+    from collections.abc import Callable, Mapping, Sequence
 
     from local_llm_bridge.config import Engine, Settings
 
-CONNECT_TIMEOUT_S = 5.0
 PROBE_TIMEOUT_S = 3.0
 PROBE_AGE_S = 2.0
-# Most of an engine's own words that is passed on, in characters.
-_QUOTE = 300
-_ADDRESS_HINT = "The address is set by models[].url (serve) or LOCAL_API_URL (stdio)."
-_KEY_HINT = "The key is set by models[].api_key_file (serve) or OPENAI_API_KEY_FILE (stdio)."
 
-Message = dict[str, str]
-"""A chat message: role and content."""
+Message = dict[str, Any]
+"""A chat message as OpenAI has it: role, content, and tool_calls or tool_call_id."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a model is asked.
+
+    Args:
+        messages: the conversation.
+        model: which model; None: the router chooses.
+        good_at: the strength that the router looks for before it looks at the text.
+        temperature: 0 … 2.
+        max_tokens: longest answer in tokens; less if the context has less room.
+        tools: functions that the model may call, as OpenAI has them.
+        fresh: whether the answer must be a new one.
+        developer: who asks.
+        deadline: when the answer has to be there, by time.monotonic(), in seconds; None: after the time for one call.
+        progress: is told the number of tokens so far.
+    """
+
+    messages: Sequence[Message]
+    model: str | None
+    temperature: float
+    max_tokens: int
+    good_at: str | None = None
+    tools: Sequence[Mapping[str, Any]] = ()
+    fresh: bool = False
+    developer: str = "-"
+    deadline: float | None = None
+    progress: Callable[[int], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -50,63 +74,122 @@ class Completion:
     text: str
     model: str
     finish_reason: str
-    prompt_tokens: int | None
-    completion_tokens: int | None
+    """OpenAI's `stop`, `length`, `tool_calls` …, or `deadline`: the bridge ended it."""
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    tool_calls: tuple[dict[str, Any], ...] = ()
+    routing: str = ""
+    """Why this model."""
+    first_token_s: float | None = None
+    """Seconds from the request to the first piece of the answer."""
+    cached: bool = False
+
+
+@dataclass(frozen=True)
+class State:
+    """How a model is doing."""
+
+    engine: Engine
+    problem: str | None
+    """Why it is not ready; None: it is."""
+    is_default: bool
+    running: int
+    queued: int
+
+
+class _ReportedError(Exception):
+    """The engine reported an error in the middle of its stream."""
+
+
+@dataclass
+class _Answer:
+    """An answer as it grows."""
+
+    started: float
+    pieces: list[str] = field(default_factory=list)
+    tool_calls: dict[int, dict[str, Any]] = field(default_factory=dict)
+    finish_reason: str | None = None
+    usage: dict[str, int] = field(default_factory=dict)
+    tokens: int = 0
+    first_token_s: float | None = None
+
+    def add(self, event: Any) -> None:  # noqa: ANN401 - it came over the wire
+        """Take in one event; anything but a completion's raises ValueError, TypeError, KeyError and the like."""
+        if error := event.get("error"):
+            raise _ReportedError(str(error.get("message") if isinstance(error, dict) else error))
+        if usage := event.get("usage"):
+            self.usage = usage
+        if not (choices := event["choices"]):
+            return
+        choice = choices[0]
+        delta = choice["delta"]
+        if text := delta.get("content"):
+            self.pieces.append(str(text))
+            self.tokens += 1
+            if self.first_token_s is None:
+                self.first_token_s = time.monotonic() - self.started
+        for part in delta.get("tool_calls") or ():
+            self._add_tool_call(part)
+        if reason := choice.get("finish_reason"):
+            self.finish_reason = reason
+
+    def _add_tool_call(self, part: dict[str, Any]) -> None:
+        """A call comes in pieces: its name first, then its arguments as bits of JSON text."""
+        index = part.get("index") or 0
+        empty = {"id": "", "type": "function", "function": {"name": "", "arguments": ""}}
+        call = self.tool_calls.setdefault(index, empty)
+        call["id"] = part.get("id") or call["id"] or f"call_{index}"
+        function = part.get("function") or {}
+        call["function"]["name"] += function.get("name") or ""
+        call["function"]["arguments"] += function.get("arguments") or ""
+        self.tokens += 1
 
 
 class Backend:
     """The engines of one configuration.
 
     Args:
-        settings: the engines, the longest time for a call and the number of repetitions.
+        settings: the engines, how they are chosen, and the limits of a call.
     """
 
     def __init__(self, settings: Settings) -> None:
         self.engines = settings.engines
-        self._timeout_s = settings.timeout_s
-        self._max_retries = settings.max_retries
-        self._clients: dict[tuple[str, str | None], AsyncOpenAI] = {}
+        self.timeout_s = settings.timeout_s
+        self.slots = {
+            engine.name or "": Slots(engine.name or "", engine.concurrency, engine.queue) for engine in self.engines
+        }
+        self._cache = Cache[Completion](settings.cache.entries, settings.cache.ttl_s)
+        self._cache_is_shared = settings.cache.shared
+        self._router = Router(self.engines, settings.routing, settings.default_model)
+        self._clients = {engine.name: EngineClient(engine, settings.max_retries) for engine in self.engines}
         self._probed_at = float("-inf")
         self._probe: dict[str, str | None] = {}
         self._probing = asyncio.Lock()
 
-    async def complete(
-        self, messages: Sequence[Message], *, model: str | None, temperature: float, max_tokens: int
-    ) -> Completion:
+    async def complete(self, request: Request) -> Completion:
         """Have a model continue a conversation.
-
-        Args:
-            messages: the conversation.
-            model: which model; None: the default.
-            temperature: 0 … 2.
-            max_tokens: longest answer in tokens; less if the context has less room.
 
         Raises:
             UnknownModelError: there is no such model.
             TooLongError: the conversation cannot fit into the model's context.
+            QueueFullError: too many are waiting for the model.
             EngineError: the engine failed; its text holds what had been received.
         """
-        received: list[str] = []
-        chosen: Engine | None = None
+        answer = _Answer(time.monotonic())
+        choice: Choice | None = None
         try:
-            async with asyncio.timeout(self._timeout_s):
-                chosen = await self._choose(model)
-                room = _room(chosen, messages)
-                body: dict[str, Any] = {
-                    "model": chosen.name,
-                    "messages": list(messages),
-                    "temperature": temperature,
-                    "max_tokens": max_tokens if room is None else min(max_tokens, room),
-                    "stream": True,
-                    "stream_options": {"include_usage": True},
-                }
-                return await self._stream(chosen, body, received)
+            async with asyncio.timeout(self._left(request)):
+                choice = await self._choose(request)
+                body = _body(choice.engine, request)
+                return await self._answer(request, choice, body, answer)
         except TimeoutError:
-            where = f"model {chosen.name} at {chosen.url}" if chosen else "model server"
+            if answer.pieces and choice:
+                return _completion(choice, replace(answer, finish_reason="deadline", tool_calls={}))
+            where = f"model {choice.engine.name} at {choice.engine.url}" if choice else "model server"
             raise EngineTimeoutError(
-                f"The {where} did not finish within {self._timeout_s:g} s. Ask for less at once, or raise timeout_s "
-                f"(serve) or OPENAI_TIMEOUT (stdio).{_rest(received)}",
-                chosen.name if chosen else None,
+                f"The {where} wrote nothing within {self.timeout_s:g} s. Is it busy with others? Ask for less at once, "
+                "or raise timeout_s (serve) or OPENAI_TIMEOUT (stdio).",
+                choice.engine.name if choice else None,
             ) from None
 
     async def readiness(self) -> dict[str, str | None]:
@@ -118,63 +201,90 @@ class Backend:
                 self._probed_at = time.monotonic()
         return self._probe
 
+    async def states(self) -> list[State]:
+        """Tell of every model how it is doing.
+
+        Raises:
+            EngineError: the models have no names here and the engine does not list them.
+        """
+        engines = self.engines
+        if engines[0].name is None:
+            engines = await self._listed()
+        problems = await self.readiness()
+        return [
+            State(
+                engine,
+                problems.get(engine.name or "", problems.get("")),
+                engine.name == self._router.default.name,
+                self._slots_of(engine).running,
+                self._slots_of(engine).queued,
+            )
+            for engine in engines
+        ]
+
     async def close(self) -> None:
         """Close the connections to the engines."""
         for client in self._clients.values():
             await client.close()
 
-    def _client(self, engine: Engine) -> AsyncOpenAI:
-        # Imported when it is first needed: half of the time that the program takes to start.
-        from openai import AsyncOpenAI, Timeout  # noqa: PLC0415
+    def _left(self, request: Request) -> float:
+        return self.timeout_s if request.deadline is None else request.deadline - time.monotonic()
 
-        key = (engine.url, engine.api_key)
-        if key not in self._clients:
-            self._clients[key] = AsyncOpenAI(
-                base_url=engine.url,
-                api_key=engine.api_key or "none",  # the client wants one, engines without a key ignore it
-                max_retries=self._max_retries,
-                timeout=Timeout(self._timeout_s, connect=CONNECT_TIMEOUT_S),
-            )
-        return self._clients[key]
-
-    async def _choose(self, wanted: str | None) -> Engine:
+    async def _choose(self, request: Request) -> Choice:
         engines = self.engines
+        wanted = request.model
         if engines[0].name is None:
-            names = await self._listed(engines[0], max_retries=self._max_retries)
-            engines = tuple(replace(engines[0], name=name) for name in names)
+            engines = await self._listed()
             if wanted is None and len(engines) != 1:
                 raise UnknownModelError(
                     f"The model server at {self.engines[0].url} lists {len(engines)} models "
                     f"({_names(engines)}): name one in the argument model, or set MODEL_NAME."
                 )
+            if wanted is None:
+                return Choice(engines[0], "the only model")
         if wanted is None:
-            return engines[0]
+            text = next((m["content"] for m in reversed(request.messages) if m["role"] == "user"), "")
+            return self._router.choose(text, request.good_at)
         for engine in engines:
             if engine.name == wanted:
-                return engine
+                return Choice(engine, "asked for by name")
         raise UnknownModelError(f"There is no model {wanted[:100]!r}. Known: {_names(engines)}.")
 
-    async def _listed(self, engine: Engine, *, max_retries: int) -> list[str]:
-        """Return the names of the models that the engine serves."""
-        import openai  # noqa: PLC0415
+    async def _listed(self) -> tuple[Engine, ...]:
+        """Ask an engine that was configured without a model which ones it has."""
+        names = await self._clients[None].models()
+        return tuple(replace(self.engines[0], name=name) for name in names)
 
+    def _slots_of(self, engine: Engine) -> Slots:
+        return self.slots.get(engine.name or "") or self.slots[""]
+
+    async def _answer(self, request: Request, choice: Choice, body: bytes, answer: _Answer) -> Completion:
+        if request.fresh:
+            return await self._ask(request, choice, body, answer)
+        owner = "" if self._cache_is_shared else request.developer
+        key = Cache.key(owner.encode(), choice.engine.url.encode(), body)
+        completion, cached = await self._cache.get(
+            key,
+            lambda: self._ask(request, choice, body, answer),
+            lambda completion: completion.finish_reason in {"stop", "length", "tool_calls"},
+        )
+        return replace(completion, cached=True) if cached else completion
+
+    async def _ask(self, request: Request, choice: Choice, body: bytes, answer: _Answer) -> Completion:
+        engine = choice.engine
+        slots = self._slots_of(engine)
+        await slots.acquire(request.developer)
+        answer.started = time.monotonic()
         try:
-            answer: Any = await self._client(engine).get(
-                "/models", cast_to=object, options={"max_retries": max_retries}
-            )
-            return [str(model["id"]) for model in answer["data"]]
-        except openai.APIError as error:
-            raise _told(error, engine) from None
-        except (ValueError, TypeError, KeyError):
-            raise EngineAnswerError(
-                f"{engine.url}/models did not answer with a list of models. Is this an OpenAI-compatible server? "
-                + _ADDRESS_HINT
-            ) from None
+            client = self._clients.get(engine.name) or self._clients[None]
+            return await _receive(client, choice, body, answer, request.progress)
+        finally:
+            slots.release(time.monotonic() - answer.started)
 
     async def _unready_because(self, engine: Engine) -> str | None:
         try:
             async with asyncio.timeout(PROBE_TIMEOUT_S):
-                names = await self._listed(engine, max_retries=0)
+                names = await self._clients[engine.name].models(max_retries=0)
         except EngineError as error:
             return str(error)
         except TimeoutError:
@@ -183,65 +293,70 @@ class Backend:
             return f"{engine.url} does not serve {engine.name}; it serves {', '.join(names) or 'nothing'}."
         return None
 
-    async def _stream(self, engine: Engine, body: dict[str, Any], received: list[str]) -> Completion:
-        """Send the request and gather the answer into `received`, so that the caller has it if this fails."""
-        import openai  # noqa: PLC0415
 
-        finish_reason: str | None = None
-        usage: dict[str, int] = {}
-        try:
-            # post() is what chat.completions.create() calls, without its inspection of every argument's type.
-            stream = await self._client(engine).post(
-                "/chat/completions", cast_to=object, body=body, stream=True, stream_cls=openai.AsyncStream[object]
-            )
-            async with stream:
-                kind = stream.response.headers.get("content-type", "nothing")
-                if not kind.startswith("text/event-stream"):
-                    raise EngineAnswerError(
-                        f"{engine.url} answered with {kind[:100]} instead of a stream of events. "
-                        f"Is this an OpenAI-compatible server? {_ADDRESS_HINT}",
-                        engine.name,
-                    )
-                async for event in stream:
-                    text, reason, counted = _delta(event)
-                    received.append(text)
-                    finish_reason = reason or finish_reason
-                    usage = counted or usage
-        except openai.APIError as error:
-            if received:
-                cause = error.message if error.body else _cause(error)
-                raise _interrupted(engine, cause, received) from None
-            raise _told(error, engine) from None
-        except (ValueError, TypeError, KeyError, IndexError, AttributeError):
-            raise EngineAnswerError(
-                f"{engine.url} sent something that is not a chat completion. Is this an OpenAI-compatible server? "
-                f"{_ADDRESS_HINT}{_rest(received)}",
-                engine.name,
-            ) from None
-        text = "".join(received)
-        if finish_reason is None:
-            raise _interrupted(engine, "the stream ended without a finish reason", received)
-        if not text.strip():
-            raise EngineAnswerError(
-                f"The model {engine.name} returned an empty answer (finish reason: {finish_reason}). "
-                "Ask in another way, or try again.",
-                engine.name,
-            )
-        return Completion(
-            text=text,
-            model=engine.name or "",
-            finish_reason=finish_reason,
-            prompt_tokens=usage.get("prompt_tokens"),
-            completion_tokens=usage.get("completion_tokens"),
+async def _receive(
+    client: EngineClient, choice: Choice, body: bytes, answer: _Answer, progress: Callable[[int], None] | None
+) -> Completion:
+    """Send the request and gather the answer, so that the caller has what came if this fails."""
+    engine = choice.engine
+    try:
+        async for events in client.stream(body):
+            for event in events:
+                answer.add(event)
+            if progress:
+                progress(answer.tokens)
+    except _ReportedError as error:
+        raise _failed(engine, str(error), answer.pieces) from None
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError):
+        raise EngineAnswerError(
+            f"{engine.url} sent something that is not a chat completion. Is this an OpenAI-compatible server? "
+            f"{ADDRESS_HINT}{_rest(answer.pieces)}",
+            engine.name,
+        ) from None
+    except BrokenStreamError as error:
+        raise _interrupted(engine, str(error), answer.pieces) from None
+    if answer.finish_reason is None:
+        raise _interrupted(engine, "the stream ended without a finish reason", answer.pieces)
+    if not answer.tool_calls and not any(piece.strip() for piece in answer.pieces):
+        raise EngineAnswerError(
+            f"The model {engine.name} returned an empty answer (finish reason: {answer.finish_reason}). "
+            "Ask in another way, or try again.",
+            engine.name,
         )
+    return _completion(choice, answer)
 
 
-def _delta(event: Any) -> tuple[str, str | None, dict[str, int] | None]:  # noqa: ANN401 - it came over the wire
-    """Take text, finish reason and token counts out of one event; anything but a completion's raises."""
-    if not event["choices"]:
-        return "", None, event.get("usage")
-    choice = event["choices"][0]
-    return str(choice["delta"].get("content") or ""), choice.get("finish_reason"), event.get("usage")
+def _completion(choice: Choice, answer: _Answer) -> Completion:
+    return Completion(
+        text="".join(answer.pieces),
+        model=choice.engine.name or "",
+        finish_reason=answer.finish_reason or "",
+        prompt_tokens=answer.usage.get("prompt_tokens"),
+        completion_tokens=answer.usage.get("completion_tokens", answer.tokens or None),
+        tool_calls=tuple(answer.tool_calls[index] for index in sorted(answer.tool_calls)),
+        routing=choice.reason,
+        first_token_s=answer.first_token_s,
+    )
+
+
+def _body(engine: Engine, request: Request) -> bytes:
+    """Return the request as the engine gets it.
+
+    Raises:
+        TooLongError: it cannot fit into the context.
+    """
+    room = _room(engine, request.messages)
+    body: dict[str, Any] = {
+        "model": engine.name,
+        "messages": list(request.messages),
+        "temperature": request.temperature,
+        "max_tokens": request.max_tokens if room is None else min(request.max_tokens, room),
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    if request.tools:
+        body["tools"] = list(request.tools)
+    return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 def _room(engine: Engine, messages: Sequence[Message]) -> int | None:
@@ -254,7 +369,7 @@ def _room(engine: Engine, messages: Sequence[Message]) -> int | None:
         return None
     # About 4 bytes a token in English, code and Chinese alike. It errs on the low side: what only nearly fits goes to
     # the engine, which counts exactly.
-    estimate = sum(len(message["content"].encode()) for message in messages) // 4
+    estimate = sum(len(str(message["content"]).encode()) for message in messages) // 4
     if estimate >= engine.context:
         raise TooLongError(
             f"The input is about {estimate} tokens, the context of {engine.name} is {engine.context}. "
@@ -264,69 +379,16 @@ def _room(engine: Engine, messages: Sequence[Message]) -> int | None:
     return engine.context - estimate
 
 
-def _told(error: Any, engine: Engine) -> EngineError:  # noqa: ANN401 - openai is imported late
-    """Say in the caller's words why a request failed before anything of the answer came."""
-    import openai  # noqa: PLC0415
-
-    if isinstance(error, openai.APITimeoutError):
-        return EngineDownError(
-            f"The model server at {engine.url} cannot be reached: no answer in time. Is its host up? {_ADDRESS_HINT}",
-            engine.name,
-        )
-    if isinstance(error, openai.APIConnectionError):
-        return EngineDownError(
-            f"The model server at {engine.url} cannot be reached: {_cause(error)}. Is it running? {_ADDRESS_HINT}",
-            engine.name,
-        )
-    if isinstance(error, openai.APIStatusError):
-        return _status(error, engine)
-    return EngineRefusedError(f"The model server at {engine.url} failed: {error.message[:_QUOTE]}", engine.name)
+def _failed(engine: Engine, message: str, received: Sequence[str]) -> EngineError:
+    """Say that the engine reported an error in the middle of its stream."""
+    if received:
+        return _interrupted(engine, message, received)
+    return EngineRefusedError(f"The model server at {engine.url} failed: {message[:QUOTE]}", engine.name)
 
 
-def _status(error: APIStatusError, engine: Engine) -> EngineError:
-    code, said = error.status_code, _said(error)
-    match code:
-        case 401 | 403:
-            # Not quoted: some servers repeat the key.
-            return EngineRefusedError(
-                f"The model server at {engine.url} refused the bridge's key (HTTP {code}). {_KEY_HINT}", engine.name
-            )
-        case 404:
-            return EngineRefusedError(
-                f"The model server at {engine.url} does not serve {engine.name} there (HTTP 404{said}). "
-                f"{_ADDRESS_HINT}",
-                engine.name,
-            )
-        case 429 | 503:
-            return EngineBusyError(
-                f"The model server at {engine.url} is busy or still loading (HTTP {code}{said}). "
-                "Wait a little, then try again.",
-                engine.name,
-            )
-        case _:
-            side = "failed" if code >= 500 else "refused the request"  # noqa: PLR2004
-            return EngineRefusedError(f"The model server at {engine.url} {side} (HTTP {code}{said}).", engine.name)
-
-
-def _said(error: APIStatusError) -> str:
-    """Return the engine's own message, if it sent one as OpenAI-compatible servers do."""
-    body = error.body
-    message = body.get("message") if isinstance(body, dict) else None
-    return f": {message[:_QUOTE]}" if isinstance(message, str) else ""
-
-
-def _cause(error: BaseException) -> str:
-    """Return the innermost reason, such as `Connection refused`."""
-    while error.__cause__ or error.__context__:
-        error = error.__cause__ or error.__context__ or error
-    if isinstance(error, OSError) and error.errno and error.errno > 0:
-        return os.strerror(error.errno)
-    return (str(error) or type(error).__name__)[:_QUOTE]
-
-
-def _interrupted(engine: Engine, cause: str, received: Sequence[str]) -> EngineInterruptedError:
+def _interrupted(engine: Engine, reason: str, received: Sequence[str]) -> EngineInterruptedError:
     return EngineInterruptedError(
-        f"The model server at {engine.url} stopped in the middle of its answer ({cause[:_QUOTE]}). "
+        f"The model server at {engine.url} stopped in the middle of its answer ({reason[:QUOTE]}). "
         f"Try again; if it happens again, look at the server's log.{_rest(received)}",
         engine.name,
     )

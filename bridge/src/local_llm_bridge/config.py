@@ -12,12 +12,21 @@ import re
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
 
 from local_llm_bridge.errors import ConfigError
+from local_llm_bridge.router import GUIDE_RULES, Rule
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -26,6 +35,13 @@ DEFAULT_URL = "http://127.0.0.1:8000/v1"
 # Claude Code gives up on an HTTP call after 5 minutes without a sign of life: the bridge has to speak before that.
 DEFAULT_TIMEOUT_S = 240.0
 DEFAULT_MAX_RETRIES = 2
+DEFAULT_CONCURRENCY = 5
+DEFAULT_QUEUE = 20
+DEFAULT_REQUESTS_PER_MINUTE = 120
+DEFAULT_CACHE_ENTRIES = 100
+DEFAULT_CACHE_TTL_S = 3600.0
+DEFAULT_TOOL_ROUNDS = 5
+DEFAULT_SANDBOX_SOCKET = "/run/local-llm-sandbox.sock"
 
 
 @dataclass(frozen=True)
@@ -39,6 +55,23 @@ class Engine:
     context: int | None = None
     """Context length in tokens; None: not known, the server will say when it is exceeded."""
     api_key: str | None = field(default=None, repr=False)
+    good_at: tuple[str, ...] = ()
+    """Strengths by which the router chooses, such as `code`, `maths`, `general`."""
+    concurrency: int = DEFAULT_CONCURRENCY
+    """How many requests it is sent at once."""
+    queue: int = DEFAULT_QUEUE
+    """How many calls may wait for it."""
+
+
+@dataclass(frozen=True)
+class CacheSettings:
+    """Which answers are kept."""
+
+    entries: int = DEFAULT_CACHE_ENTRIES
+    ttl_s: float = DEFAULT_CACHE_TTL_S
+    """How long, in seconds."""
+    shared: bool = False
+    """Whether one developer may get the answer to another's question."""
 
 
 @dataclass(frozen=True)
@@ -46,11 +79,26 @@ class Settings:
     """What both ways of running need."""
 
     engines: tuple[Engine, ...]
-    """The first one is the default."""
+    default_model: str | None = None
+    """Who answers what no rule sends elsewhere; None: the first engine."""
+    routing: tuple[Rule, ...] = GUIDE_RULES
     timeout_s: float = DEFAULT_TIMEOUT_S
-    """Longest time for one call, repetitions included, in seconds."""
+    """Longest time for one call, waiting and repetitions included, in seconds."""
     max_retries: int = DEFAULT_MAX_RETRIES
     """How often a request that got no answer yet is repeated."""
+    requests_per_minute: int = 0
+    """How many calls a developer may make; 0 means any number."""
+    cache: CacheSettings = field(default_factory=CacheSettings)
+    tools_dir: Path | None = None
+    """Folder of the operator's tools, one YAML file each."""
+    tool_rounds: int = DEFAULT_TOOL_ROUNDS
+    """How often the local model may call tools before it has to answer."""
+    execute_python: ExecutePython | None = None
+    """None: off."""
+    audit_content: bool = False
+    """Whether the log holds what was asked and answered."""
+    files_root: Path | None = None
+    """The project's folder, from which tools may read files; None: no files."""
 
 
 def _http_url(value: str) -> str:
@@ -86,6 +134,14 @@ def _token_digest(value: str) -> str:
     return value
 
 
+def _pattern(value: str) -> str:
+    try:
+        re.compile(value)
+    except re.error as error:
+        raise ValueError(f"found {value!r}, which is not a regular expression: {error}") from None
+    return value
+
+
 def _host_header(value: str) -> str:
     if not re.fullmatch(r"(\[[0-9A-Fa-f:]+\]|[A-Za-z0-9._-]+)(:\d{1,5})?", value):
         raise ValueError(f"found {value!r}; wanted host or host:port")
@@ -95,6 +151,7 @@ def _host_header(value: str) -> str:
 # Names go into log lines, so they hold no blanks and no control characters.
 _ModelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,127}$")]
 _DeveloperName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,63}$")]
+_Strength = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]{0,31}$")]
 
 
 class _Section(BaseModel):
@@ -115,23 +172,81 @@ class Developer(_Section):
     token_sha256: Annotated[str, AfterValidator(_token_digest)]
 
 
+class ExecutePython(_Section):
+    """Where Python code is run, and within which limits."""
+
+    sandbox: Literal["systemd", "bubblewrap"]
+    socket: str = Field(default=DEFAULT_SANDBOX_SOCKET, pattern="^/")
+    """Of the systemd unit; bubblewrap needs none."""
+    time_s: float = Field(default=10, ge=1, le=300)
+    memory_mib: int = Field(default=256, ge=32, le=65536)
+    processes: int = Field(default=16, ge=1, le=1024)
+    output_kib: int = Field(default=64, ge=1, le=1024)
+
+
 class _Model(_Section):
     name: _ModelName
     url: Annotated[str, AfterValidator(_http_url)]
     context: int = Field(ge=256)
     api_key_file: str | None = Field(default=None, min_length=1)
+    good_at: list[_Strength] = []
+    concurrency: int = Field(default=DEFAULT_CONCURRENCY, ge=1, le=1024)
+    queue: int = Field(default=DEFAULT_QUEUE, ge=0, le=10_000)
 
 
-class _File(_Section):
-    listen: Listen = Listen()
-    allowed_hosts: list[Annotated[str, AfterValidator(_host_header)]] = []
+class _Routing(_Section):
+    model: _ModelName | None = None
+    good_at: _Strength | None = None
+    keywords: list[Annotated[str, StringConstraints(min_length=1)]] = []
+    patterns: list[Annotated[str, AfterValidator(_pattern)]] = []
+
+    @model_validator(mode="after")
+    def _has_one_target_and_a_condition(self) -> _Routing:
+        if (self.model is None) == (self.good_at is None):
+            raise ValueError("wanted either model or good_at")
+        if not self.keywords and not self.patterns:
+            raise ValueError("wanted keywords or patterns: a rule without any fits nothing")
+        return self
+
+
+class _Cache(_Section):
+    entries: int = Field(default=DEFAULT_CACHE_ENTRIES, ge=0, le=100_000)
+    ttl_s: float = Field(default=DEFAULT_CACHE_TTL_S, ge=1)
+    shared: bool = False
+
+
+class _Shared(_Section):
+    """What a file for stdio has, too."""
+
     models: list[_Model] = Field(min_length=1)
-    developers: list[Developer]
+    default_model: _ModelName | None = None
+    routing: list[_Routing] | None = None
     timeout_s: float = Field(default=DEFAULT_TIMEOUT_S, ge=1, le=3600)
     max_retries: int = Field(default=DEFAULT_MAX_RETRIES, ge=0, le=10)
+    cache: _Cache = _Cache()
+    tools_dir: str | None = Field(default=None, pattern="^/")
+    tool_rounds: int = Field(default=DEFAULT_TOOL_ROUNDS, ge=1, le=50)
+    execute_python: ExecutePython | None = None
+    audit_content: bool = False
 
 
-_SECTIONS: dict[str, type[_Section]] = {"listen": Listen, "models": _Model, "developers": Developer}
+class _File(_Shared):
+    listen: Listen = Listen()
+    allowed_hosts: list[Annotated[str, AfterValidator(_host_header)]] = []
+    developers: list[Developer]
+    tokens_file: str | None = Field(default=None, pattern="^/")
+    requests_per_minute: int = Field(default=DEFAULT_REQUESTS_PER_MINUTE, ge=0, le=1_000_000)
+
+
+_FileT = TypeVar("_FileT", bound=_Shared)
+_SECTIONS: dict[str, type[_Section]] = {
+    "listen": Listen,
+    "models": _Model,
+    "developers": Developer,
+    "routing": _Routing,
+    "cache": _Cache,
+    "execute_python": ExecutePython,
+}
 
 
 @dataclass(frozen=True)
@@ -142,6 +257,8 @@ class ServeSettings(Settings):
     allowed_hosts: tuple[str, ...] = ()
     """Host headers that are accepted besides loopback and the listening address."""
     developers: tuple[Developer, ...] = ()
+    tokens_file: Path | None = None
+    """Further developers, whom the command `token` enters and removes; read again when it changes."""
 
 
 def from_file(path: Path, *, read_keys: bool = True) -> ServeSettings:
@@ -154,21 +271,57 @@ def from_file(path: Path, *, read_keys: bool = True) -> ServeSettings:
     Raises:
         ConfigError: the file cannot be read or something in it is wrong.
     """
-    content = _parse(path)
-    try:
-        file = _File.model_validate(content)
-    except ValidationError as error:
-        raise ConfigError(f"{path}: {'; '.join(_explain(item) for item in error.errors())}") from None
-    for key, values in {
-        "models: name": (model.name for model in file.models),
-        "developers: name": (developer.name for developer in file.developers),
-    }.items():
-        if double := _doubles(values):
-            raise ConfigError(f"{path}: {key}: found {double!r} more than once; each must be unique")
+    file = _validate(path, _File)
+    if double := _doubles(developer.name for developer in file.developers):
+        raise ConfigError(f"{path}: developers: name: found {double!r} more than once; each must be unique")
     if _doubles(developer.token_sha256 for developer in file.developers):
         raise ConfigError(f"{path}: developers: token_sha256: two developers have the same token; give each their own")
     return ServeSettings(
-        engines=tuple(
+        **_shared(path, file, read_keys=read_keys),
+        requests_per_minute=file.requests_per_minute,
+        listen=file.listen,
+        allowed_hosts=tuple(file.allowed_hosts),
+        developers=tuple(file.developers),
+        tokens_file=Path(file.tokens_file) if file.tokens_file else None,
+    )
+
+
+def stdio_from_file(path: Path) -> Settings:
+    """Read the settings of stdio from a file: those of `serve` without listener and developers.
+
+    Raises:
+        ConfigError: the file cannot be read or something in it is wrong.
+    """
+    return Settings(**_shared(path, _validate(path, _Shared), read_keys=True), files_root=_project())
+
+
+def _validate(path: Path, kind: type[_FileT]) -> _FileT:
+    content = _parse(path)
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {'; '.join(_explain(item, kind) for item in error.errors())}") from None
+
+
+def _shared(path: Path, file: _Shared, *, read_keys: bool) -> dict[str, Any]:
+    """Return the settings that both ways of running have; check what one value alone cannot tell."""
+    names = [model.name for model in file.models]
+    if double := _doubles(names):
+        raise ConfigError(f"{path}: models: name: found {double!r} more than once; each must be unique")
+    wanted = {"default_model": file.default_model}
+    wanted |= {f"routing.{number}.model": rule.model for number, rule in enumerate(file.routing or [])}
+    for key, name in wanted.items():
+        if name and name not in names:
+            raise ConfigError(f"{path}: {key}: found {name!r}, which is not among models: {', '.join(names)}")
+    strengths = {strength for model in file.models for strength in model.good_at}
+    for number, rule in enumerate(file.routing or []):
+        if rule.good_at and rule.good_at not in strengths:
+            raise ConfigError(
+                f"{path}: routing.{number}.good_at: found {rule.good_at!r}; no model has it under good_at, "
+                f"which are: {', '.join(sorted(strengths)) or 'none'}"
+            )
+    return {
+        "engines": tuple(
             Engine(
                 name=model.name,
                 url=model.url,
@@ -176,15 +329,29 @@ def from_file(path: Path, *, read_keys: bool = True) -> ServeSettings:
                 api_key=_key_from_file(model.api_key_file, f"{path}: models: {model.name}: api_key_file")
                 if read_keys and model.api_key_file
                 else None,
+                good_at=tuple(model.good_at),
+                concurrency=model.concurrency,
+                queue=model.queue,
             )
             for model in file.models
         ),
-        timeout_s=file.timeout_s,
-        max_retries=file.max_retries,
-        listen=file.listen,
-        allowed_hosts=tuple(file.allowed_hosts),
-        developers=tuple(file.developers),
-    )
+        "default_model": file.default_model,
+        "routing": GUIDE_RULES
+        if file.routing is None
+        else tuple(Rule(rule.model, rule.good_at, tuple(rule.keywords), tuple(rule.patterns)) for rule in file.routing),
+        "timeout_s": file.timeout_s,
+        "max_retries": file.max_retries,
+        "cache": CacheSettings(file.cache.entries, file.cache.ttl_s, file.cache.shared),
+        "tools_dir": Path(file.tools_dir) if file.tools_dir else None,
+        "tool_rounds": file.tool_rounds,
+        "execute_python": file.execute_python,
+        "audit_content": file.audit_content,
+    }
+
+
+def _project() -> Path:
+    """Return the project's folder: the client tells it, and starts the bridge in it."""
+    return Path(os.environ.get("CLAUDE_PROJECT_DIR") or Path.cwd())
 
 
 def from_environment(environment: Mapping[str, str]) -> Settings:
@@ -205,13 +372,23 @@ def from_environment(environment: Mapping[str, str]) -> Settings:
     _, model = first("MODEL_NAME", "OPENAI_MODEL")
     _, key_file = first("OPENAI_API_KEY_FILE")
     key = _key_from_file(key_file, "OPENAI_API_KEY_FILE") if key_file else first("OPENAI_API_KEY")[1]
+    tools_dir = first("LOCAL_LLM_TOOLS_DIR")[1]
     timeout_ms = _number("OPENAI_TIMEOUT", first("OPENAI_TIMEOUT")[1], 1000, 3_600_000, "milliseconds")
     max_retries = _number("OPENAI_MAX_RETRIES", first("OPENAI_MAX_RETRIES")[1], 0, 10, "repetitions")
     return Settings(
         engines=(Engine(name=model, url=url, api_key=key),),
         timeout_s=DEFAULT_TIMEOUT_S if timeout_ms is None else timeout_ms / 1000,
         max_retries=DEFAULT_MAX_RETRIES if max_retries is None else max_retries,
+        tools_dir=Path(tools_dir) if tools_dir else None,
+        execute_python=_python_of(first("LOCAL_LLM_EXECUTE_PYTHON")[1]),
+        files_root=_project(),
     )
+
+
+def _python_of(value: str | None) -> ExecutePython | None:
+    if value not in {None, "0", "1"}:
+        raise ConfigError(f"LOCAL_LLM_EXECUTE_PYTHON: found {value!r}; wanted 1 (run Python in bubblewrap) or 0")
+    return ExecutePython(sandbox="bubblewrap") if value == "1" else None
 
 
 def _parse(path: Path) -> object:
@@ -230,12 +407,12 @@ def _parse(path: Path) -> object:
         raise ConfigError(f"{path}: is not valid YAML") from None
 
 
-def _explain(error: Any) -> str:  # noqa: ANN401 - pydantic's ErrorDetails is a dictionary of anything
+def _explain(error: Any, kind: type[_Section]) -> str:  # noqa: ANN401 - pydantic's ErrorDetails holds anything
     """Say one of pydantic's findings in the words of the file: key, found, allowed."""
     location: tuple[str | int, ...] = error["loc"]
     key = ".".join(str(part) for part in location) or "the file"
     if error["type"] == "extra_forbidden":
-        section = _SECTIONS.get(str(location[0]), _File) if len(location) > 1 else _File
+        section = _SECTIONS.get(str(location[0]), kind) if len(location) > 1 else kind
         known = list(section.model_fields)
         near = difflib.get_close_matches(str(location[-1]), known, n=1)
         return f"{key}: unknown key; " + (f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}")

@@ -8,6 +8,10 @@ BridgeError
     ├── BadArgumentsError    the caller
     ├── UnknownModelError    the caller
     ├── TooLongError         the caller
+    ├── RefusedFileError     the caller
+    ├── RateLimitError       the caller: wait
+    ├── QueueFullError       the caller: wait
+    ├── SandboxError         the operator: code cannot be run here
     └── EngineError          the model server, or the way to it
         ├── EngineDownError
         ├── EngineRefusedError
@@ -74,6 +78,30 @@ class TooLongError(CallError):
     """The input does not fit into the model's context."""
 
     outcome = "too_long"
+
+
+class RefusedFileError(CallError):
+    """A file may not be read, or cannot be."""
+
+    outcome = "refused_file"
+
+
+class RateLimitError(CallError):
+    """The developer has made all calls that a minute allows."""
+
+    outcome = "rate_limited"
+
+
+class QueueFullError(CallError):
+    """The model is busy, and so many are waiting for it that nobody else may."""
+
+    outcome = "queue_full"
+
+
+class SandboxError(CallError):
+    """Code could not be run: there is no sandbox, or it failed. That the code itself fails is no error."""
+
+    outcome = "sandbox_failed"
 
 
 class EngineError(CallError):

@@ -18,9 +18,9 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from local_llm_bridge import systemd
 from local_llm_bridge.auth import developer_of
-from local_llm_bridge.backend import Backend
+from local_llm_bridge.calls import Calls
 from local_llm_bridge.errors import ListenError
-from local_llm_bridge.server import create_server
+from local_llm_bridge.sdk import create_server
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
@@ -48,12 +48,12 @@ async def run(settings: ServeSettings) -> None:
     import openai  # noqa: F401, PLC0415 - a service is warm before it says that it is ready
 
     listener = _listen(settings.listen.address, settings.listen.port)
-    backend = Backend(settings)
+    calls = Calls(settings)
     # Not json_response: quick answers are JSON all the same, slow ones get keep-alives, and a client that goes away
     # cancels its call. Stateless: a restart, or a second bridge behind the same name, goes unnoticed.
-    manager = StreamableHTTPSessionManager(create_server(backend), stateless=True, max_request_body_size=MAX_BODY)
+    manager = StreamableHTTPSessionManager(create_server(calls), stateless=True, max_request_body_size=MAX_BODY)
     config = uvicorn.Config(
-        Door(settings, backend, manager),
+        Door(settings, calls, manager),
         lifespan="off",
         ws="none",
         log_config=None,
@@ -71,7 +71,7 @@ async def run(settings: ServeSettings) -> None:
         async with manager.run():
             await _Server(config, settings).serve(sockets=[listener])
     finally:
-        await backend.close()
+        await calls.close()
 
 
 class _Server(uvicorn.Server):
@@ -100,12 +100,12 @@ class Door:
 
     Args:
         settings: accepted hosts and developers.
-        backend: asked for readiness.
+        calls: runs the tools.
         manager: serves MCP.
     """
 
-    def __init__(self, settings: ServeSettings, backend: Backend, manager: StreamableHTTPSessionManager) -> None:
-        self._backend = backend
+    def __init__(self, settings: ServeSettings, calls: Calls, manager: StreamableHTTPSessionManager) -> None:
+        self._calls = calls
         self._manager = manager
         self._developers = settings.developers
         self._hosts = {*_LOOPBACK, *settings.allowed_hosts, _authority(settings.listen.address)}
@@ -167,7 +167,7 @@ class Door:
         return authority in self._hosts or (port.isdecimal() and name in self._hosts)
 
     async def _readiness(self) -> Response:
-        reasons = await self._backend.readiness()
+        reasons = await self._calls.backend.readiness()
         ready = not any(reasons.values())
         models = {name: reason or "ready" for name, reason in reasons.items()}
         return JSONResponse({"ready": ready, "models": models}, 200 if ready else 503)

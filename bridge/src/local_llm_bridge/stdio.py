@@ -21,8 +21,8 @@ from mcp_types.jsonrpc import jsonrpc_message_adapter
 from mcp_types.version import LATEST_MODERN_VERSION
 from pydantic import ValidationError
 
-from local_llm_bridge.backend import Backend
-from local_llm_bridge.server import create_server
+from local_llm_bridge.calls import Calls
+from local_llm_bridge.sdk import create_server
 
 if TYPE_CHECKING:
     from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
@@ -36,8 +36,8 @@ async def run(settings: Settings) -> None:
     Args:
         settings: the engine and its limits.
     """
-    backend = Backend(settings)
-    server = create_server(backend)
+    calls = Calls(settings)
+    server = create_server(calls)
     serving = asyncio.ensure_future(_serve(server))
     for name in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(name, serving.cancel)
@@ -46,7 +46,7 @@ async def run(settings: Settings) -> None:
     except* (asyncio.CancelledError, BrokenPipeError):
         pass  # told to stop, or the client has gone without a word
     finally:
-        await backend.close()
+        await calls.close()
 
 
 async def _serve(server: Any) -> None:  # noqa: ANN401 - Server[Any]

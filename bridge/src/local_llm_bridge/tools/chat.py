@@ -4,31 +4,28 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from local_llm_bridge.tools.tool import MODEL, TEXT, Tool
+from local_llm_bridge.tools.ask import MODEL_ARGUMENTS, Prompt, ask
+from local_llm_bridge.tools.tool import TEXT, Tool, arguments
 
 if TYPE_CHECKING:
-    from local_llm_bridge.backend import Backend, Completion
+    from local_llm_bridge.tools.tool import Context, Result
 
 
-async def _run(backend: Backend, arguments: dict[str, Any]) -> Completion:
-    messages = [{"role": "user", "content": arguments["message"]}]
-    if system := arguments.get("system"):
-        messages.insert(0, {"role": "system", "content": system})
-    return await backend.complete(messages, model=arguments.get("model") or None, temperature=0.7, max_tokens=2000)
+async def _run(context: Context, given: dict[str, Any]) -> Result:
+    return await ask(context, Prompt(given["message"], given.get("system")), given)
 
 
 TOOL = Tool(
     name="chat",
     description="Ask the team's private local model. It sees only this message: include all that it needs.",
-    schema={
-        "type": "object",
-        "properties": {
+    schema=arguments(
+        {
             "message": TEXT,
             "system": {"type": "string", "description": "Instructions on how to answer"},
-            "model": MODEL,
+            **MODEL_ARGUMENTS,
         },
-        "required": ["message"],
-        "additionalProperties": False,
-    },
+        "message",
+    ),
     run=_run,
+    files_into="message",
 )

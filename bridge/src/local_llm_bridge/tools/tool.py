@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -11,7 +11,40 @@ if TYPE_CHECKING:
     from local_llm_bridge.backend import Backend, Completion
 
 TEXT = {"type": "string", "minLength": 1}
-MODEL = {"type": "string", "description": "Which model; leave out for the default"}
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a call may use, and on whose behalf it runs.
+
+    Args:
+        backend: the models.
+        developer: who calls.
+        deadline: when the call has to end, by time.monotonic(), in seconds.
+        progress: is told the number of tokens that the models have written so far.
+    """
+
+    backend: Backend
+    developer: str
+    deadline: float
+    progress: Callable[[int], None] | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a call brought.
+
+    Args:
+        text: for the caller.
+        completion: the model's last answer; None: no model was asked.
+        notes: what the caller has to know about the text and is no part of it.
+        details: what else the caller's program may want to know, as JSON.
+    """
+
+    text: str
+    completion: Completion | None = None
+    notes: tuple[str, ...] = ()
+    details: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -22,10 +55,19 @@ class Tool:
         name: what clients call it.
         description: what it is good for; every word of it is paid for in the context of every session.
         schema: JSON Schema of its arguments.
-        run: does the work; gets the backend and arguments that fit the schema, raises CallError.
+        run: does the work with arguments that fit the schema; raises CallError.
+        files_into: name of the argument to which the text of files is added; None: it takes no files.
+        files_suffice: whether that argument may be left out when there are files.
     """
 
     name: str
     description: str
     schema: dict[str, Any]
-    run: Callable[[Backend, dict[str, Any]], Awaitable[Completion]]
+    run: Callable[[Context, dict[str, Any]], Awaitable[Result]]
+    files_into: str | None = None
+    files_suffice: bool = False
+
+
+def arguments(properties: dict[str, Any], *required: str) -> dict[str, Any]:
+    """Return the schema of a tool's arguments."""
+    return {"type": "object", "properties": properties, "required": list(required), "additionalProperties": False}

@@ -1,0 +1,179 @@
+"""One tool call from its name and arguments to its result, whatever the transport; every failure is a result, too."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import traceback
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from local_llm_bridge import audit
+from local_llm_bridge.backend import Backend
+from local_llm_bridge.errors import BadArgumentsError, CallError
+from local_llm_bridge.limits import Rate
+from local_llm_bridge.tools import Toolbox
+from local_llm_bridge.tools.check import check
+from local_llm_bridge.tools.tool import Context
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from local_llm_bridge.config import Settings
+    from local_llm_bridge.tools.tool import Result, Tool
+
+log = logging.getLogger(__name__)
+
+MOST_CHARACTERS = 40_000
+"""Longest result: what Claude Code takes whole."""
+_RELOAD_S = 2.0
+
+Wire = dict[str, Any]
+"""A message, or a part of one, as it goes over the wire."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """A tool call.
+
+    Args:
+        tool: name of the tool.
+        arguments: as they came.
+        developer: who calls.
+        progress: is told the number of tokens that the models have written so far.
+    """
+
+    tool: str
+    arguments: dict[str, Any]
+    developer: str = audit.NOBODY
+    progress: Callable[[int], None] | None = None
+
+
+class Calls:
+    """Runs the calls of one configuration.
+
+    Args:
+        settings: models, tools and limits.
+
+    Raises:
+        ConfigError: a tool cannot be had.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.tools = Toolbox(settings)
+        self.backend = Backend(settings)
+        self.observers: list[Callable[[audit.Record], None]] = [audit.Log(with_content=settings.audit_content)]
+        self.on_new_tools: list[Callable[[], Awaitable[None]]] = []
+        self._settings = settings
+        self._rate = Rate(settings.requests_per_minute)
+
+    @property
+    def instructions(self) -> str:
+        """What a client's model should know about these tools as a whole."""
+        text = "These tools run on the team's own models: what they are told stays in the team's network."
+        names = [engine.name for engine in self.backend.engines if engine.name]
+        if len(names) < 2:  # noqa: PLR2004 - no choice
+            return text
+        return f"{text} Models: {', '.join(names)}; unless one is named, the bridge chooses by what is asked."
+
+    async def run(self, call: Call) -> Wire:
+        """Run one call; return the result as `tools/call` gives it."""
+        started = time.monotonic()
+        outcome, result, model, text = "failed", None, None, ""
+        try:
+            tool = self.tools.find(call.tool)
+            check(tool, call.arguments)
+            self._rate.spend(call.developer)
+            arguments = await self._with_files(tool, call.arguments)
+            deadline = started + self._settings.timeout_s
+            context = Context(self.backend, call.developer, deadline, call.progress)
+            result = await tool.run(context, arguments)
+        except CallError as error:
+            outcome, model, text = error.outcome, error.model, str(error)
+            return _wire([text], is_error=True)
+        except asyncio.CancelledError:
+            outcome = "cancelled"
+            raise
+        except Exception as error:  # noqa: BLE001 - the text of a bug may hold anything, so nobody is sent it
+            where = "".join(traceback.format_tb(error.__traceback__))
+            log.error("a bug, please report it: %s\n%s", type(error).__name__, where)  # noqa: TRY400 - see above
+            return _wire(["The bridge itself failed. Its log says where; please report it."], is_error=True)
+        else:
+            outcome, text = "ok", result.text
+            return _answer(result)
+        finally:
+            completion = result.completion if result else None
+            record = audit.Record(
+                developer=call.developer,
+                # What a stranger made up does not get into the log.
+                tool=call.tool if call.tool in self.tools else audit.NOBODY,
+                model=completion.model if completion else model or audit.NOBODY,
+                outcome=outcome,
+                duration_s=time.monotonic() - started,
+                completion=completion,
+                arguments=call.arguments,
+                text=text,
+            )
+            for observe in self.observers:
+                observe(record)
+
+    async def watch_tools(self) -> None:
+        """Read the operator's tools again whenever their files change; never ends."""
+        while True:
+            await asyncio.sleep(_RELOAD_S)
+            if await asyncio.to_thread(self.tools.reload):
+                for tell in self.on_new_tools:
+                    await tell()
+
+    async def close(self) -> None:
+        """Close what is open."""
+        with suppress(Exception):
+            await self.backend.close()
+
+    async def _with_files(self, tool: Tool, arguments: dict[str, Any]) -> dict[str, Any]:
+        if not (paths := arguments.get("paths")):
+            if tool.files_into and tool.files_into not in arguments:
+                raise BadArgumentsError(f"{tool.name} wants {tool.files_into}, or files under paths.")
+            return arguments
+        from local_llm_bridge.files import read_files  # noqa: PLC0415 - over stdio only
+
+        root, into = self._settings.files_root, tool.files_into
+        if root is None or into is None:
+            raise BadArgumentsError(f"{tool.name} takes no files here.")
+        texts = [arguments.get(into), await asyncio.to_thread(read_files, root, paths)]
+        return {**arguments, into: "\n\n".join(filter(None, texts))}
+
+
+def _answer(result: Result) -> Wire:
+    wire = _wire([result.text, *result.notes])
+    meta = dict(result.details)
+    if completion := result.completion:
+        meta |= {
+            "model": completion.model,
+            "routing": completion.routing,
+            "prompt_tokens": completion.prompt_tokens,
+            "completion_tokens": completion.completion_tokens,
+            "cached": completion.cached,
+        }
+    if meta:
+        wire["_meta"] = meta
+    return wire
+
+
+def _wire(texts: list[str], *, is_error: bool = False) -> Wire:
+    if sum(map(len, texts)) > MOST_CHARACTERS:
+        texts = _cut(texts)
+    return {"content": [{"type": "text", "text": text} for text in texts], "isError": is_error}
+
+
+def _cut(texts: list[str]) -> list[str]:
+    """Cut the longest text so that all together fit, and say so where it was cut."""
+    longest = max(range(len(texts)), key=lambda number: len(texts[number]))
+    over = sum(map(len, texts)) - MOST_CHARACTERS
+    mark = "\n\n[Cut here: {} of {} characters left out, as a result may have {}.]"
+    length = len(texts[longest])
+    room = max(0, length - over - len(mark) - 3 * len(str(length)))
+    cut = texts[longest][:room] + mark.format(length - room, length, MOST_CHARACTERS)
+    return [cut if number == longest else text[:MOST_CHARACTERS] for number, text in enumerate(texts)]

@@ -1,0 +1,165 @@
+"""Which model a request goes to when the caller names none: the first rule that its text fits."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from local_llm_bridge.config import Engine
+
+# The guide's rules: code → coder, maths → general. Keywords are whole words where the script has words.
+CODE = [
+    "code",
+    "function",
+    "class",
+    "method",
+    "bug",
+    "debug",
+    "refactor",
+    "compile",
+    "algorithm",
+    "script",
+    "api",
+    "regex",
+    "sql",
+    "python",
+    "javascript",
+    "typescript",
+    "java",
+    "golang",
+    "rust",
+    "c++",
+    "bash",
+    "代码",
+    "函数",
+    "编程",
+    "程序",
+    "脚本",
+    "算法",
+    "调试",
+    "重构",
+    "编译",
+    "接口",
+    "正则",
+    "变量",
+    "报错",
+]
+MATHS = [
+    "math",
+    "maths",
+    "mathematics",
+    "calculate",
+    "equation",
+    "integral",
+    "derivative",
+    "probability",
+    "statistics",
+    "theorem",
+    "proof",
+    "matrix",
+    "algebra",
+    "geometry",
+    "数学",
+    "计算",
+    "方程",
+    "积分",
+    "导数",
+    "概率",
+    "统计",
+    "定理",
+    "证明",
+    "矩阵",
+    "代数",
+    "几何",
+]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Texts that fit go to a model.
+
+    Args:
+        model: the model's name; None: the first model with this strength.
+        good_at: the strength that is wanted; None: `model` is named.
+        keywords: words or parts of Chinese text, any of which fits, upper or lower case.
+        patterns: regular expressions, any of which fits.
+    """
+
+    model: str | None = None
+    good_at: str | None = None
+    keywords: tuple[str, ...] = ()
+    patterns: tuple[str, ...] = ()
+
+
+GUIDE_RULES = (
+    Rule(good_at="code", keywords=tuple(CODE), patterns=("```",)),
+    Rule(good_at="maths", keywords=tuple(MATHS)),
+    Rule(good_at="general", keywords=tuple(MATHS)),
+)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A model and why it was chosen."""
+
+    engine: Engine
+    reason: str
+
+
+class Router:
+    """Chooses among the models.
+
+    Args:
+        engines: the models; the first is the default unless `default` names another.
+        rules: tried in order.
+        default: name of the model for texts that no rule fits.
+    """
+
+    def __init__(self, engines: Sequence[Engine], rules: Iterable[Rule], default: str | None = None) -> None:
+        self.default = next((engine for engine in engines if engine.name == default), engines[0])
+        self._engines = engines
+        self._rules = [
+            (expression, engine)
+            for rule in rules
+            if (engine := self._target(rule)) and (expression := _expression(rule))
+        ]
+
+    def choose(self, text: str, good_at: str | None = None) -> Choice:
+        """Choose a model.
+
+        Args:
+            text: what is asked.
+            good_at: a strength that the tool knows it needs, whatever the text says.
+        """
+        if len(self._engines) == 1:
+            return Choice(self.default, "the only model")
+        if good_at and (engine := self._good_at(good_at)):
+            return Choice(engine, f"good at {good_at}")
+        for expression, engine in self._rules:
+            if found := expression.search(text):
+                return Choice(engine, f"the text has {found.group()!r}")
+        return Choice(self.default, "the default")
+
+    def _target(self, rule: Rule) -> Engine | None:
+        if rule.model:
+            return next(engine for engine in self._engines if engine.name == rule.model)
+        return self._good_at(rule.good_at or "")
+
+    def _good_at(self, strength: str) -> Engine | None:
+        return next((engine for engine in self._engines if strength in engine.good_at), None)
+
+
+def _expression(rule: Rule) -> re.Pattern[str] | None:
+    """Return one expression for the whole rule; None when the rule is empty.
+
+    Words of scripts that have blanks between words must stand alone ("class" is not in "classic").
+    """
+    words = [re.escape(word) for word in rule.keywords if word.isascii()]
+    parts = [rf"(?<![A-Za-z0-9_])(?:{'|'.join(words)})(?![A-Za-z0-9_])"] if words else []
+    parts += [re.escape(word) for word in rule.keywords if not word.isascii()]
+    parts += [f"(?:{pattern})" for pattern in rule.patterns]
+    return re.compile("|".join(parts), re.IGNORECASE) if parts else None

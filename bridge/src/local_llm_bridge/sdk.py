@@ -1,0 +1,68 @@
+"""The MCP server of the official SDK: the whole protocol, for all that `express` does not answer itself.
+
+It is imported when it is first needed: its import takes longer than all else that stdio does before its first answer.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import mcp_types as types
+from mcp.server.lowlevel import NotificationOptions, Server
+from mcp.server.subscriptions import InMemorySubscriptionBus, ListenHandler, ToolsListChanged
+
+from local_llm_bridge import __version__
+from local_llm_bridge.audit import NOBODY
+from local_llm_bridge.calls import Call
+from local_llm_bridge.progress import reporting
+
+if TYPE_CHECKING:
+    from mcp.server.context import ServerRequestContext
+
+    from local_llm_bridge.calls import Calls
+
+NAME = "local-llm-bridge"
+
+
+def create_server(calls: Calls) -> Server[Any]:
+    """Return the MCP server, for whatever transport.
+
+    Args:
+        calls: runs the tools.
+    """
+
+    async def list_tools(
+        _context: ServerRequestContext[Any], _params: types.PaginatedRequestParams | None
+    ) -> types.ListToolsResult:
+        return types.ListToolsResult.model_validate({"tools": calls.tools.listing})
+
+    async def call_tool(
+        context: ServerRequestContext[Any], params: types.CallToolRequestParams
+    ) -> types.CallToolResult:
+        # Over HTTP the caller has been recognised before the request came here; stdio has one user.
+        developer = context.request.scope["developer"] if context.request else NOBODY
+
+        async def tell(tokens: int, message: str) -> None:
+            await context.session.report_progress(tokens, message=message)
+
+        async with reporting(tell) as progress:
+            call = Call(params.name, params.arguments or {}, developer, progress)
+            return types.CallToolResult.model_validate(await calls.run(call))
+
+    bus = InMemorySubscriptionBus()
+    server = Server(
+        NAME,
+        version=__version__,
+        instructions=calls.instructions,
+        on_list_tools=list_tools,
+        on_call_tool=call_tool,
+        on_subscriptions_listen=ListenHandler(bus),
+        get_tool_input_schema=calls.tools.schema,
+    )
+    server.middleware.clear()  # the SDK's OpenTelemetry, on by default: work in every call, for nobody
+    calls.on_new_tools.append(lambda: bus.publish(ToolsListChanged()))
+    return server
+
+
+NOTIFICATIONS = NotificationOptions(tools_changed=True)
+"""What the server announces to clients of the handshake era over stdio, where it can keep it."""

@@ -1,0 +1,158 @@
+"""Asking a model on behalf of a tool, and letting the model call tools itself while it works on the answer."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from local_llm_bridge.backend import Request
+from local_llm_bridge.errors import BadArgumentsError, CallError
+from local_llm_bridge.tools.check import check
+from local_llm_bridge.tools.tool import Context, Result, Tool
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from local_llm_bridge.backend import Completion, Message
+
+MODEL_ARGUMENTS: dict[str, Any] = {
+    "model": {"type": "string", "description": "Default: chosen by the bridge"},
+    "fresh": {"type": "boolean", "description": "Not from the cache"},
+}
+"""Arguments of every tool that asks a model."""
+_QUOTED = 2000
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What a tool asks a model.
+
+    Args:
+        user: the question.
+        system: how to answer.
+        temperature: 0 … 2.
+        max_tokens: longest answer, in tokens.
+        model: the model's name; None: the caller or the router chooses.
+        good_at: the strength that the router looks for.
+    """
+
+    user: str
+    system: str | None = None
+    temperature: float = 0.7
+    max_tokens: int = 2000
+    model: str | None = None
+    good_at: str | None = None
+
+
+async def ask(
+    context: Context, prompt: Prompt, arguments: dict[str, Any], granted: Sequence[Tool] = (), rounds: int = 0
+) -> Result:
+    """Ask a model; while it calls tools that it has been granted, run them and let it go on.
+
+    Args:
+        context: of the call.
+        prompt: the question.
+        arguments: those of the call, of which `model` and `fresh` are meant here.
+        granted: tools that the model may call.
+        rounds: how often it may; then it has to answer.
+
+    Raises:
+        CallError: there is no answer.
+    """
+    messages: list[Message] = [{"role": "user", "content": prompt.user}]
+    if prompt.system:
+        messages.insert(0, {"role": "system", "content": prompt.system})
+    request = Request(
+        messages,
+        model=arguments.get("model") or prompt.model,
+        temperature=prompt.temperature,
+        max_tokens=prompt.max_tokens,
+        good_at=prompt.good_at,
+        fresh=bool(arguments.get("fresh")),
+        developer=context.developer,
+        deadline=context.deadline,
+        progress=context.progress,
+    )
+    if not granted:
+        completion = await context.backend.complete(request)
+        return Result(completion.text, completion, _notes(completion))
+    return await _converse(context, request, {tool.name: tool for tool in granted}, rounds)
+
+
+async def _converse(context: Context, request: Request, granted: dict[str, Tool], rounds: int) -> Result:
+    functions = [
+        {
+            "type": "function",
+            "function": {"name": tool.name, "description": tool.description, "parameters": tool.schema},
+        }
+        for tool in granted.values()
+    ]
+    messages = list(request.messages)
+    ran: list[str] = []
+    read = before = 0
+
+    def progress(tokens: int) -> None:
+        if request.progress:
+            request.progress(before + tokens)
+
+    for number in range(rounds + 1):
+        # In the last round there is nothing left to call: the model has to answer.
+        tools = functions if number < rounds else ()
+        completion = await context.backend.complete(
+            replace(request, messages=messages, tools=tools, model=request.model, progress=progress)
+        )
+        read += completion.prompt_tokens or 0
+        before += completion.completion_tokens or 0
+        if not completion.tool_calls or not tools:
+            break
+        # Whoever has begun goes on: the rounds are one conversation with one model.
+        request = replace(request, model=completion.model)
+        messages.append({"role": "assistant", "content": completion.text, "tool_calls": list(completion.tool_calls)})
+        for call in completion.tool_calls:
+            text = await _call(context, granted, call["function"])
+            messages.append({"role": "tool", "tool_call_id": call["id"], "content": text})
+            ran.append(f"{_shown(call['function'])}\n{text}")
+    report = "\n\n".join(f"{number}. {entry}" for number, entry in enumerate(ran, 1))
+    notes = (f"[What the model ran:]\n\n{report}",) if ran else ("[The model ran nothing.]",)
+    completion = replace(completion, prompt_tokens=read, completion_tokens=before)
+    return Result(completion.text, completion, (*_notes(completion), *notes), {"tool_calls": len(ran)})
+
+
+async def _call(context: Context, granted: dict[str, Tool], function: dict[str, str]) -> str:
+    """Run what the model called. What is wrong with it is told to the model, which may try again."""
+    try:
+        tool = granted.get(function["name"])
+        if tool is None:
+            return f"There is no tool {function['name'][:100]!r}. Known: {', '.join(granted)}."
+        try:
+            arguments = json.loads(function["arguments"] or "{}")
+        except ValueError:
+            arguments = None
+        if not isinstance(arguments, dict):
+            raise BadArgumentsError("The arguments are not a JSON object.")
+        check(tool, arguments)
+        return (await tool.run(replace(context, progress=None), arguments)).text
+    except CallError as error:
+        return f"Error: {error}"
+
+
+def _shown(function: dict[str, str]) -> str:
+    """Show a call as a person wants to read it: code as code."""
+    try:
+        code = json.loads(function["arguments"])["code"]
+    except (ValueError, TypeError, KeyError):
+        return f"{function['name']}({function['arguments'][:_QUOTED]})"
+    return f"{function['name']}:\n```python\n{code}\n```"
+
+
+def _notes(completion: Completion) -> tuple[str, ...]:
+    """Say why an answer may not be whole."""
+    match completion.finish_reason:
+        case "length":
+            tokens = completion.completion_tokens or "too many"
+            return (f"[Cut off after {tokens} tokens: one answer has its limit.]",)
+        case "deadline":
+            return ("[The time for one call is over: this is what had been received until then.]",)
+        case _:
+            return ()
