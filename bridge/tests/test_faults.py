@@ -155,7 +155,7 @@ async def test_a_bug_shows_neither_trace_nor_content(mode: str, caplog: pytest.L
 
     calls = Calls(Settings(engines=(Engine("m", "http://e/v1"),)))
     calls.backend.complete = buggy  # type: ignore[method-assign,assignment]
-    server = create_server(calls)
+    server, _ = create_server(calls)
     async with Client(server, mode=mode) as client:
         result = await client.call_tool("chat", {"message": "ping"})
     assert result.is_error

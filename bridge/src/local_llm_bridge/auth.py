@@ -3,29 +3,74 @@
 from __future__ import annotations
 
 import hashlib
-import hmac
+import logging
+import os
 from typing import TYPE_CHECKING
+
+from local_llm_bridge.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from local_llm_bridge.config import Developer
 
+log = logging.getLogger(__name__)
 
-def developer_of(authorization: str | None, developers: Sequence[Developer]) -> str | None:
-    """Return the name of the developer whose token the Authorization header holds, or None.
+
+class Directory:
+    """The developers who may call: those of the settings, and those of a file that may change at any time.
 
     Args:
-        authorization: the header's value, None when there is none.
-        developers: those who may call.
+        developers: those of the settings.
+        tokens_file: the others are in; None: there are no others. While the file is wrong, those who were in it before
+            may call.
     """
-    scheme, _, token = (authorization or "").partition(" ")
-    if scheme.lower() != "bearer":
-        return None
-    digest = hashlib.sha256(token.strip().encode()).hexdigest()
-    found = None
-    # All are compared, each in constant time: how long it takes says nothing about any token.
-    for developer in developers:
-        if hmac.compare_digest(digest, developer.token_sha256):
-            found = developer.name
-    return found
+
+    def __init__(self, developers: Sequence[Developer], tokens_file: Path | None) -> None:
+        self._fixed = {developer.token_sha256: developer.name for developer in developers}
+        self._names = self._fixed
+        self._file = tokens_file
+        self._state: tuple[int, ...] = ()
+        self._refresh()
+
+    def developer_of(self, authorization: str | None) -> str | None:
+        """Return the name of the developer whose token the Authorization header holds, or None.
+
+        Args:
+            authorization: the header's value, None when there is none.
+        """
+        scheme, _, token = (authorization or "").partition(" ")
+        if scheme.lower() != "bearer":
+            return None
+        self._refresh()
+        # How long this takes says nothing about any token: a dictionary looks at digests through a keyed hash, whose
+        # key is this process's own.
+        return self._names.get(hashlib.sha256(token.strip().encode()).hexdigest())
+
+    def _refresh(self) -> None:
+        if self._file is None:
+            return
+        # Looked at before it is read: if it changes in between, it is read once more.
+        state = _state(self._file)
+        if state == self._state:
+            return
+        from local_llm_bridge import tokens  # noqa: PLC0415 - most bridges have no such file
+
+        self._state = state
+        try:
+            entries = tokens.read(self._file)
+        except ConfigError as error:
+            log.error("tokens stay as they were: %s", error)  # noqa: TRY400 - the text says it all
+            return
+        self._names = {**{entry.token_sha256: entry.name for entry in entries}, **self._fixed}
+        log.info("tokens read: %d developer(s) in %s", len(entries), self._file)
+
+
+def _state(path: Path) -> tuple[int, ...]:
+    """Return what is another thing when the file has changed."""
+    try:
+        status = os.stat(path)  # noqa: PTH116 - a third of the time that Path.stat() takes, in every call
+    except OSError as error:
+        return (error.errno or 0,)
+    return (status.st_ino, status.st_ctime_ns, status.st_size)  # ctime, as a change of rights counts, too

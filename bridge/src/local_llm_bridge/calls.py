@@ -120,8 +120,8 @@ class Calls:
                 observe(record)
 
     async def watch_tools(self) -> None:
-        """Read the operator's tools again whenever their files change; never ends."""
-        while True:
+        """Read the operator's tools again whenever their files change, as long as it is not cancelled."""
+        while self._settings.tools_dir:
             await asyncio.sleep(_RELOAD_S)
             if await asyncio.to_thread(self.tools.reload):
                 for tell in self.on_new_tools:

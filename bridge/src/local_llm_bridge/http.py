@@ -1,4 +1,4 @@
-"""MCP over streamable HTTP at /mcp for developers with a token, /healthz and /readyz for machines."""
+"""MCP over streamable HTTP at /mcp for developers with a token; /healthz, /readyz and /metrics for machines."""
 
 from __future__ import annotations
 
@@ -13,27 +13,30 @@ from urllib.parse import urlsplit
 import uvicorn
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 from sse_starlette.sse import AppStatus
-from starlette.datastructures import Headers
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from local_llm_bridge import systemd
-from local_llm_bridge.auth import developer_of
+from local_llm_bridge.auth import Directory
 from local_llm_bridge.calls import Calls
 from local_llm_bridge.errors import ListenError
+from local_llm_bridge.exchange import MAX_BODY, Exchange, TooBigError
+from local_llm_bridge.express import Express
+from local_llm_bridge.metrics import Metrics
 from local_llm_bridge.sdk import create_server
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     from starlette.types import Receive, Scope, Send
 
     from local_llm_bridge.config import ServeSettings
 
 log = logging.getLogger(__name__)
 
-MAX_BODY = 4 * 1024 * 1024
-"""Largest request in bytes: a million tokens of text, more than any model's context."""
 DRAIN_S = 30
 """How long running calls may go on after SIGTERM, in seconds. The unit's TimeoutStopSec must be longer."""
 _LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
+_LOOPBACK_PEERS = ("127.0.0.1", "::1")
 
 
 async def run(settings: ServeSettings) -> None:
@@ -49,11 +52,14 @@ async def run(settings: ServeSettings) -> None:
 
     listener = _listen(settings.listen.address, settings.listen.port)
     calls = Calls(settings)
-    # Not json_response: quick answers are JSON all the same, slow ones get keep-alives, and a client that goes away
-    # cancels its call. Stateless: a restart, or a second bridge behind the same name, goes unnoticed.
-    manager = StreamableHTTPSessionManager(create_server(calls), stateless=True, max_request_body_size=MAX_BODY)
+    server, end_listening = create_server(calls)
+    # Not json_response: a client that goes away cancels its call. Stateless: a restart, or a second bridge behind the
+    # same name, goes unnoticed.
+    manager = StreamableHTTPSessionManager(server, stateless=True, max_request_body_size=MAX_BODY)
+    door = Door(settings, calls, Exchange(Express(calls, announces=False), manager.handle_request))
     config = uvicorn.Config(
-        Door(settings, calls, manager),
+        door,
+        http="httptools",
         lifespan="off",
         ws="none",
         log_config=None,
@@ -67,18 +73,32 @@ async def run(settings: ServeSettings) -> None:
     # uvicorn raises the signal again once it has stopped; the bridge has ended as it was told, so that is exit code 0.
     for name in (signal.SIGTERM, signal.SIGINT):
         signal.signal(name, lambda *_: None)
+    background = [asyncio.ensure_future(calls.watch_tools()), asyncio.ensure_future(_report(calls))]
     try:
         async with manager.run():
-            await _Server(config, settings).serve(sockets=[listener])
+            await _Server(config, settings, end_listening).serve(sockets=[listener])
     finally:
+        for task in background:
+            task.cancel()
         await calls.close()
+
+
+async def _report(calls: Calls) -> None:
+    """Tell systemd that the bridge is alive, and what it is doing; never ends."""
+    interval_s = systemd.watchdog_s() / 2
+    while True:
+        await asyncio.sleep(interval_s)
+        slots = calls.backend.slots.values()
+        busy = f"{sum(slot.running for slot in slots)} calls running, {sum(slot.queued for slot in slots)} waiting"
+        systemd.notify(f"WATCHDOG=1\nSTATUS=Serving: {busy}")
 
 
 class _Server(uvicorn.Server):
     """uvicorn, with word to systemd."""
 
-    def __init__(self, config: uvicorn.Config, settings: ServeSettings) -> None:
+    def __init__(self, config: uvicorn.Config, settings: ServeSettings, end_listening: Callable[[], None]) -> None:
         super().__init__(config)
+        self._end_listening = end_listening
         self._summary = (
             f"{_authority(settings.listen.address, settings.listen.port)}: {len(settings.engines)} model(s), "
             f"{len(settings.developers)} developer(s)"
@@ -92,6 +112,7 @@ class _Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         systemd.notify("STOPPING=1\nSTATUS=Finishing running calls")
         log.info("stopping: running calls have %d s to finish", DRAIN_S)
+        self._end_listening()
         await super().shutdown(sockets)
 
 
@@ -100,56 +121,62 @@ class Door:
 
     Args:
         settings: accepted hosts and developers.
-        calls: runs the tools.
-        manager: serves MCP.
+        calls: asked for readiness and metrics.
+        exchange: serves MCP.
     """
 
-    def __init__(self, settings: ServeSettings, calls: Calls, manager: StreamableHTTPSessionManager) -> None:
+    def __init__(self, settings: ServeSettings, calls: Calls, exchange: Exchange) -> None:
         self._calls = calls
-        self._manager = manager
-        self._developers = settings.developers
+        self._exchange = exchange
+        self._metrics = Metrics(calls.backend)
+        calls.observers.append(self._metrics)
+        self._directory = Directory(settings.developers, settings.tokens_file)
         self._hosts = {*_LOOPBACK, *settings.allowed_hosts, _authority(settings.listen.address)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         if scope["type"] != "http":
             return
+        headers = _headers(scope)
+        response: Response | None
         match scope["path"]:
             case "/mcp":
-                refusal = self._refusal(scope)
-                if refusal is None:
-                    await self._manager.handle_request(scope, receive, send)
-                    return
-                peer = scope["client"][0] if scope["client"] else "-"
-                log.warning("refused status=%d peer=%s", refusal.status_code, peer)
-                response = refusal
-            case "/healthz" | "/readyz" if scope["method"] not in {"GET", "HEAD"}:
+                response = await self._mcp(scope, headers, receive, send)
+            case "/healthz" | "/readyz" | "/metrics" if scope["method"] not in {"GET", "HEAD"}:
                 response = _text(405, "Only GET.", {"Allow": "GET, HEAD"})
             case "/healthz":
                 response = _text(200, "ok")
             case "/readyz":
                 response = await self._readiness()
+            case "/metrics":
+                response = self._read_metrics(scope, headers)
             case _:
                 response = _text(404, "Nothing here. MCP is at /mcp, health at /healthz and /readyz.")
-        await response(scope, receive, send)
+        if response:
+            await response(scope, receive, send)
 
-    def _refusal(self, scope: Scope) -> Response | None:
+    async def _mcp(self, scope: Scope, headers: Mapping[str, str], receive: Receive, send: Send) -> Response | None:
+        """Answer a request to /mcp; returns what is still to be sent."""
+        refusal = self._refusal(scope, headers)
+        if refusal is None:
+            try:
+                await self._exchange(scope, headers, receive, send)
+            except TooBigError:
+                return _text(413, f"The request has more than {MAX_BODY} bytes. Send less.", {"Connection": "close"})
+            return None
+        log.warning("refused status=%d peer=%s", refusal.status_code, _peer(scope))
+        return refusal
+
+    def _refusal(self, scope: Scope, headers: Mapping[str, str]) -> Response | None:
         """Return why a request to /mcp is refused; None: it is not, and the scope holds the developer."""
-        headers = Headers(scope=scope)
         host, origin = headers.get("host", ""), headers.get("origin")
         if not self._accepts(host):
             return _text(421, f"This bridge does not answer to the host {host[:100]!r}. Add it to allowed_hosts.")
         if origin is not None and not self._accepts(urlsplit(origin).netloc):
             return _text(403, f"Web pages of {origin[:100]!r} may not call this bridge.")
-        developer = developer_of(headers.get("authorization"), self._developers)
+        developer = self._directory.developer_of(headers.get("authorization"))
         if developer is None:
-            problem = "is not known here" if "authorization" in headers else "is missing"
-            return _text(
-                401,
-                f"The token {problem}. Send 'Authorization: Bearer <your token>'; whoever runs this bridge gives tokens"
-                " and enters their SHA-256 under developers.",
-                {"WWW-Authenticate": 'Bearer realm="local-llm-bridge"'},
-            )
+            return _unknown(headers)
         if scope["method"] != "POST":
             return _text(
                 405, "MCP here is POST only: there are no sessions and no standing streams.", {"Allow": "POST"}
@@ -159,6 +186,13 @@ class Door:
             return _text(413, f"The request has {length} bytes, the most is {MAX_BODY}. Send less.")
         scope["developer"] = developer
         return None
+
+    def _read_metrics(self, scope: Scope, headers: Mapping[str, str]) -> Response:
+        """Return the metrics, which have the names of developers, to this host and to those with a token."""
+        stranger = self._directory.developer_of(headers.get("authorization")) is None
+        if stranger and _peer(scope) not in _LOOPBACK_PEERS:
+            return _unknown(headers)
+        return Response(self._metrics.text(), media_type="text/plain; version=0.0.4")
 
     def _accepts(self, authority: str) -> bool:
         """Whether a Host header is ours: an entry without a port stands for every port."""
@@ -176,6 +210,33 @@ class Door:
 def _authority(address: str, port: int | None = None) -> str:
     host = f"[{address}]" if ":" in address else address
     return host if port is None else f"{host}:{port}"
+
+
+def _headers(scope: Scope) -> dict[str, str]:
+    """Return the headers by their names in lower case; those of one name are joined, as HTTP has it.
+
+    Blanks around a value are no part of it, which httptools leaves at its end: they go from the scope, too.
+    """
+    scope["headers"] = [(name, value.strip(b" \t")) for name, value in scope["headers"]]
+    headers: dict[str, str] = {}
+    for raw_name, raw_value in scope["headers"]:
+        name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1")
+        headers[name] = f"{headers[name]}, {value}" if name in headers else value
+    return headers
+
+
+def _peer(scope: Scope) -> str:
+    return str(scope["client"][0]) if scope["client"] else "-"
+
+
+def _unknown(headers: Mapping[str, str]) -> Response:
+    problem = "is not known here" if "authorization" in headers else "is missing"
+    return _text(
+        401,
+        f"The token {problem}. Send 'Authorization: Bearer <your token>'; whoever runs this bridge gives tokens"
+        " and enters their SHA-256 under developers.",
+        {"WWW-Authenticate": 'Bearer realm="local-llm-bridge"'},
+    )
 
 
 def _text(status: int, text: str, headers: dict[str, str] | None = None) -> Response:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import mcp_types as types
-from mcp.server.lowlevel import NotificationOptions, Server
+from mcp.server.lowlevel import Server
 from mcp.server.subscriptions import InMemorySubscriptionBus, ListenHandler, ToolsListChanged
 
 from local_llm_bridge import __version__
@@ -17,6 +17,8 @@ from local_llm_bridge.calls import Call
 from local_llm_bridge.progress import reporting
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from mcp.server.context import ServerRequestContext
 
     from local_llm_bridge.calls import Calls
@@ -24,8 +26,8 @@ if TYPE_CHECKING:
 NAME = "local-llm-bridge"
 
 
-def create_server(calls: Calls) -> Server[Any]:
-    """Return the MCP server, for whatever transport.
+def create_server(calls: Calls) -> tuple[Server[Any], Callable[[], None]]:
+    """Return the MCP server, for whatever transport, and what ends the streams of those who listen for new tools.
 
     Args:
         calls: runs the tools.
@@ -50,19 +52,16 @@ def create_server(calls: Calls) -> Server[Any]:
             return types.CallToolResult.model_validate(await calls.run(call))
 
     bus = InMemorySubscriptionBus()
+    listen = ListenHandler(bus)
     server = Server(
         NAME,
         version=__version__,
         instructions=calls.instructions,
         on_list_tools=list_tools,
         on_call_tool=call_tool,
-        on_subscriptions_listen=ListenHandler(bus),
+        on_subscriptions_listen=listen,
         get_tool_input_schema=calls.tools.schema,
     )
     server.middleware.clear()  # the SDK's OpenTelemetry, on by default: work in every call, for nobody
     calls.on_new_tools.append(lambda: bus.publish(ToolsListChanged()))
-    return server
-
-
-NOTIFICATIONS = NotificationOptions(tools_changed=True)
-"""What the server announces to clients of the handshake era over stdio, where it can keep it."""
+    return server, listen.close

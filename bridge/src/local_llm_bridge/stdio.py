@@ -1,33 +1,45 @@
 """MCP over standard input and output, one JSON message a line.
 
-The SDK's own transport drops lines that are not JSON and refuses requests that come before a handshake. People pipe
-`{"jsonrpc": "2.0", "id": 1, "method": "tools/list"}` into a server to see whether it works: here both get an answer,
-and what was asked before the input ended is answered before the program ends.
+People pipe `{"jsonrpc": "2.0", "id": 1, "method": "tools/list"}` into a server to see whether it works: that gets an
+answer without a handshake, as does a line that is not JSON, and what was asked before the input ended is answered
+before the program ends.
 """
 
 from __future__ import annotations
 
 import asyncio
-import math
+import json
 import os
 import signal
+import stat
 import threading
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-import anyio
-import mcp_types as types
-from mcp.shared.message import SessionMessage
-from mcp_types.jsonrpc import jsonrpc_message_adapter
-from mcp_types.version import LATEST_MODERN_VERSION
-from pydantic import ValidationError
-
 from local_llm_bridge.calls import Calls
-from local_llm_bridge.sdk import create_server
+from local_llm_bridge.express import (
+    CAPABILITIES_KEY,
+    MODERN_VERSION,
+    VERSION_KEY,
+    Everyday,
+    Express,
+    encode,
+    progress_notification,
+    read,
+)
+from local_llm_bridge.progress import reporting
 
 if TYPE_CHECKING:
-    from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
+    from collections.abc import AsyncIterator, Callable
 
+    from local_llm_bridge.calls import Wire
     from local_llm_bridge.config import Settings
+    from local_llm_bridge.sdk_session import SdkSession
+
+LONGEST_LINE = 2**26
+"""In bytes. What is longer ends the conversation: nobody can tell where the next message begins."""
+_PARSE_ERROR = {"code": -32700, "message": "Parse error: the line is not valid JSON"}
+_TOLD_TOOLS: Wire = {"jsonrpc": "2.0", "method": "notifications/tools/list_changed"}
 
 
 async def run(settings: Settings) -> None:
@@ -35,111 +47,225 @@ async def run(settings: Settings) -> None:
 
     Args:
         settings: the engine and its limits.
+
+    Raises:
+        ConfigError: a tool cannot be had.
     """
     calls = Calls(settings)
-    server = create_server(calls)
-    serving = asyncio.ensure_future(_serve(server))
+    serving = asyncio.ensure_future(_serve(calls))
     for name in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(name, serving.cancel)
     try:
         await serving
-    except* (asyncio.CancelledError, BrokenPipeError):
+    except (asyncio.CancelledError, BrokenPipeError):
         pass  # told to stop, or the client has gone without a word
     finally:
         await calls.close()
 
 
-async def _serve(server: Any) -> None:  # noqa: ANN401 - Server[Any]
+async def _serve(calls: Calls) -> None:
     wire = os.dup(1)
     os.dup2(2, 1)  # whatever prints goes to stderr: the wire holds nothing but messages
-    lines_in, lines = anyio.create_memory_object_stream[bytes](math.inf)
-    to_server, requests = anyio.create_memory_object_stream[SessionMessage | Exception](0)
-    replies, from_server = anyio.create_memory_object_stream[SessionMessage](0)
-    session = _Session(wire)
-    loop = asyncio.get_running_loop()
-    # A thread, because files and terminals cannot be polled; a daemon, because its read cannot be interrupted.
-    threading.Thread(target=_read_lines, args=(loop, lines_in), daemon=True).start()
-    async with anyio.create_task_group() as group:
-        group.start_soon(session.forward_lines, lines, to_server)
-        group.start_soon(session.write_replies, from_server)
-        await server.run(requests, replies, server.create_initialization_options())
+    gone = asyncio.get_running_loop().create_future()
+    session = Session(calls, await _writer(wire, gone))
+    watching = asyncio.ensure_future(calls.watch_tools())
+    conversation = asyncio.ensure_future(_converse(session))
+    try:
+        await asyncio.wait((gone, conversation), return_when=asyncio.FIRST_COMPLETED)
+        if conversation.done():
+            await conversation
+    finally:
+        for task in (watching, conversation):
+            task.cancel()
+        await session.close()
 
 
-def _read_lines(loop: asyncio.AbstractEventLoop, lines: MemoryObjectSendStream[bytes]) -> None:
-    with open(0, "rb", closefd=False) as wire:
-        for line in wire:
-            loop.call_soon_threadsafe(lines.send_nowait, line)
-    loop.call_soon_threadsafe(lines.close)
+async def _converse(session: Session) -> None:
+    async for line in _lines():
+        if line.strip():
+            await session.receive(line)
+    await session.settle()
 
 
-class _Session:
-    """What has to be known of one conversation: how it began, and what is still owed."""
+class Session:
+    """One conversation: how it began, and what is still owed.
 
-    def __init__(self, wire: int) -> None:
-        self._wire = wire
+    Args:
+        calls: runs the tools.
+        write: sends bytes to the client.
+    """
+
+    def __init__(self, calls: Calls, write: Callable[[bytes], None]) -> None:
+        self._calls = calls
+        self._express = Express(calls, announces=True)
+        self._write = write
+        self._running: dict[str | int, asyncio.Task[None]] = {}
         self._began_with_handshake: bool | None = None
-        self._owed: set[types.RequestId] = set()
-        self._settled = anyio.Event()
+        self._handshake: Wire | None = None
+        self._is_ready = False
+        self._sdk: SdkSession | None = None
+        calls.on_new_tools.append(self._tell_of_new_tools)
 
-    async def forward_lines(
-        self, lines: MemoryObjectReceiveStream[bytes], to_server: MemoryObjectSendStream[SessionMessage | Exception]
-    ) -> None:
-        async with to_server, lines:
-            async for line in lines:
-                if not line.strip():
-                    continue
-                try:
-                    message = jsonrpc_message_adapter.validate_json(line, by_name=False)
-                except ValidationError as error:
-                    self._write(_refusal(error))
-                    continue
-                if isinstance(message, types.JSONRPCRequest):
-                    self._owed.add(message.id)
-                    self._complete(message)
-                elif isinstance(message, types.JSONRPCNotification) and message.method == "notifications/cancelled":
-                    self._settle((message.params or {}).get("requestId"))
-                await to_server.send(SessionMessage(message))
-            # Closing the stream would cancel the calls that are running.
-            while self._owed:
-                self._settled = anyio.Event()
-                await self._settled.wait()
+    async def receive(self, line: bytes) -> None:
+        """Take in one line."""
+        try:
+            message = json.loads(line)
+        except (ValueError, RecursionError):
+            self._send({"jsonrpc": "2.0", "id": None, "error": _PARSE_ERROR})
+            return
+        if isinstance(message, dict):
+            message = self._completed(message)
+            request = read(message)
+            if request and self._is_in_order(request):
+                self._answer(request)
+                return
+            if self._is_told(message):
+                return
+        await self._to_sdk(message)
 
-    async def write_replies(self, from_server: MemoryObjectReceiveStream[SessionMessage]) -> None:
-        async with from_server:
-            async for reply in from_server:
-                message = reply.message
-                await asyncio.to_thread(self._write, message)
-                if isinstance(message, types.JSONRPCResponse | types.JSONRPCError):
-                    self._settle(message.id)
+    async def settle(self) -> None:
+        """Wait until all that was asked has been answered."""
+        while self._running:
+            await asyncio.wait(self._running.values())
+        if self._sdk:
+            await self._sdk.settle()
 
-    def _complete(self, request: types.JSONRPCRequest) -> None:
+    async def close(self) -> None:
+        """Stop what is running."""
+        for task in self._running.values():
+            task.cancel()
+        if self._running:
+            await asyncio.wait(self._running.values())
+        if self._sdk:
+            await self._sdk.close()
+
+    def _completed(self, message: Wire) -> Wire:
         """Let a request without handshake and envelope through, as one of the protocol that needs no handshake."""
-        meta = (request.params or {}).get("_meta")
-        enveloped = isinstance(meta, dict) and types.PROTOCOL_VERSION_META_KEY in meta
+        method = message.get("method")
+        if not isinstance(method, str) or "id" not in message:
+            return message
         if self._began_with_handshake is None:
-            self._began_with_handshake = request.method in {"initialize", "ping"}
-        if not self._began_with_handshake and not enveloped and request.method != "initialize":
-            envelope = {
-                types.PROTOCOL_VERSION_META_KEY: LATEST_MODERN_VERSION,
-                types.CLIENT_CAPABILITIES_META_KEY: {},
-            }
-            request.params = {**(request.params or {}), "_meta": {**(meta or {}), **envelope}}
+            self._began_with_handshake = method in {"initialize", "ping"}
+        params = message.get("params", {})
+        if self._began_with_handshake or method == "initialize" or not isinstance(params, dict):
+            return message
+        meta = params.get("_meta", {})
+        if not isinstance(meta, dict) or VERSION_KEY in meta:
+            return message
+        envelope = {VERSION_KEY: MODERN_VERSION, CAPABILITIES_KEY: {}}
+        return {**message, "params": {**params, "_meta": {**meta, **envelope}}}
 
-    def _settle(self, request_id: object) -> None:
-        self._owed.discard(request_id)
-        self._settled.set()
+    def _is_in_order(self, request: Everyday) -> bool:
+        """Whether it is the time for a request: the SDK tells those that come at the wrong one."""
+        if request.modern or request.id in self._running:
+            return not self._began_with_handshake and request.id not in self._running
+        if request.method == "initialize":
+            return self._handshake is None and self._sdk is None and bool(self._began_with_handshake)
+        return self._handshake is not None or request.method == "ping"
 
-    def _write(self, message: types.JSONRPCMessage) -> None:
-        data = message.model_dump_json(by_alias=True, exclude_unset=True).encode() + b"\n"
-        while data:
-            data = data[os.write(self._wire, data) :]
+    def _answer(self, request: Everyday) -> None:
+        if request.method == "tools/call":
+            task = asyncio.ensure_future(self._call(request))
+            self._running[request.id] = task
+            task.add_done_callback(lambda _: self._running.pop(request.id, None))
+            return
+        if request.method == "initialize":
+            self._handshake = request.params
+        self._send(self._express.answer(request))
+
+    async def _call(self, request: Everyday) -> None:
+        if request.progress_token is None:
+            self._send(await self._express.call(request))
+            return
+
+        async def tell(tokens: int, message: str) -> None:
+            self._send(progress_notification(request, tokens, message))
+
+        async with reporting(tell) as progress:
+            reply = await self._express.call(request, progress=progress)
+        self._send(reply)
+
+    def _is_told(self, message: Wire) -> bool:
+        """Take in a notification; returns whether it was one for the quick lane."""
+        params = message.get("params")
+        match message.get("method"):
+            case "notifications/initialized" if "id" not in message and self._handshake and self._sdk is None:
+                self._is_ready = True
+                return True
+            case "notifications/cancelled" if "id" not in message and isinstance(params, dict):
+                request_id = params.get("requestId")
+                task = self._running.get(request_id) if isinstance(request_id, str | int) else None
+                if task:
+                    task.cancel()
+                return task is not None
+            case _:
+                return False
+
+    async def _to_sdk(self, message: Any) -> None:  # noqa: ANN401 - whatever JSON holds
+        if self._sdk is None:
+            from local_llm_bridge.sdk_session import SdkSession  # noqa: PLC0415 - its import takes most of a second
+
+            self._sdk = await SdkSession.begin(self._calls, self._send, self._handshake, is_ready=self._is_ready)
+        await self._sdk.receive(message)
+
+    async def _tell_of_new_tools(self) -> None:
+        # Without a handshake, clients subscribe: the SDK tells those.
+        if self._is_ready:
+            self._send(_TOLD_TOOLS)
+
+    def _send(self, message: Wire) -> None:
+        self._write(encode(message) + b"\n")
 
 
-def _refusal(error: ValidationError) -> types.JSONRPCError:
-    """Answer a line that is no message, without repeating it."""
-    if any(item["type"] == "json_invalid" for item in error.errors()):
-        data = types.ErrorData(code=types.PARSE_ERROR, message="Parse error: the line is not valid JSON")
-    else:
-        text = 'Invalid request: wanted a JSON-RPC 2.0 message such as {"jsonrpc":"2.0","id":1,"method":"tools/list"}'
-        data = types.ErrorData(code=types.INVALID_REQUEST, message=text)
-    return types.JSONRPCError(jsonrpc="2.0", id=None, error=data)
+async def _writer(wire: int, gone: asyncio.Future[None]) -> Callable[[bytes], None]:
+    """Return what writes to a file descriptor.
+
+    Args:
+        wire: the file descriptor.
+        gone: is set when nobody reads any more.
+    """
+    if not _is_pipe(wire):
+
+        def write(data: bytes) -> None:
+            while data:
+                data = data[os.write(wire, data) :]
+
+        return write
+
+    class Protocol(asyncio.BaseProtocol):
+        def connection_lost(self, _error: Exception | None) -> None:
+            if not gone.done():
+                gone.set_result(None)
+
+    pipe = os.fdopen(wire, "wb", buffering=0)
+    transport, _ = await asyncio.get_running_loop().connect_write_pipe(Protocol, pipe)
+    return transport.write
+
+
+async def _lines() -> AsyncIterator[bytes]:
+    """Yield the lines of standard input."""
+    if _is_pipe(0):
+        reader = asyncio.StreamReader(limit=LONGEST_LINE)
+        pipe = os.fdopen(os.dup(0), "rb", buffering=0)
+        await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), pipe)
+        while line := await reader.readline():
+            yield line
+        return
+    # Files and terminals cannot be polled. A daemon, because its read cannot be interrupted.
+    queue: asyncio.Queue[bytes] = asyncio.Queue()
+    loop = asyncio.get_running_loop()
+
+    def read_lines() -> None:
+        with suppress(RuntimeError), open(0, "rb", closefd=False) as wire:  # RuntimeError: the loop is closed
+            for line in wire:
+                loop.call_soon_threadsafe(queue.put_nowait, line)
+            loop.call_soon_threadsafe(queue.put_nowait, b"")
+
+    threading.Thread(target=read_lines, daemon=True).start()
+    while line := await queue.get():
+        yield line
+
+
+def _is_pipe(descriptor: int) -> bool:
+    mode = os.fstat(descriptor).st_mode
+    return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)

@@ -19,3 +19,8 @@ def notify(state: str) -> None:
         address = "\0" + address[1:]
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as manager:
         manager.sendto(state.encode(), address)
+
+
+def watchdog_s() -> float:
+    """Return how often the service manager wants to hear from the service, in seconds; a minute if it does not say."""
+    return int(os.environ.get("WATCHDOG_USEC") or 60_000_000) / 1e6

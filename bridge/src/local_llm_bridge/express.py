@@ -1,0 +1,191 @@
+"""The quick lane: everyday messages of both protocol eras, answered without the SDK.
+
+The SDK knows the whole protocol, and takes most of a second to import and a millisecond to carry a message. Nearly all
+messages are a handful of kinds, so those are answered here, if they are well-formed to the letter and hold nothing out
+of the ordinary. `read` returns None for all others, and they go to the SDK. Both lanes give the same answers:
+`tests/test_express.py` compares them.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from local_llm_bridge import __version__
+from local_llm_bridge.audit import NOBODY
+from local_llm_bridge.calls import Call, Calls, Wire
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+HANDSHAKE_VERSIONS = ("2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25")
+MODERN_VERSION = "2026-07-28"
+"""The version in which every request stands for itself: its `_meta` says what the handshake said before."""
+VERSION_KEY = "io.modelcontextprotocol/protocolVersion"
+CAPABILITIES_KEY = "io.modelcontextprotocol/clientCapabilities"
+_CLIENT_KEY = "io.modelcontextprotocol/clientInfo"
+_SERVER = {"io.modelcontextprotocol/serverInfo": {"name": "local-llm-bridge", "version": __version__}}
+_NO_CACHING = {"ttlMs": 0, "cacheScope": "private"}
+
+
+@dataclass(frozen=True)
+class Everyday:
+    """A request of the quick lane.
+
+    Args:
+        id: of the request.
+        method: one of those below.
+        params: the method's parameters.
+        modern: whether it is one of the version that knows no handshake.
+        progress_token: what notifications of its progress are marked with; None: nobody wants them.
+    """
+
+    id: str | int
+    method: str
+    params: Wire
+    modern: bool
+    progress_token: str | int | None = None
+
+
+def read(message: object) -> Everyday | None:
+    """Return a message as an everyday request; None: it is none, or not well-formed."""
+    if not isinstance(message, dict) or not message.keys() <= {"jsonrpc", "id", "method", "params"}:
+        return None
+    params = message.get("params", {})
+    if message.get("jsonrpc") != "2.0" or not _is_id(message.get("id")) or not isinstance(params, dict):
+        return None
+    meta = params.get("_meta", {})
+    if not isinstance(meta, dict) or not _is_id(meta.get("progressToken", 0)):
+        return None
+    modern = VERSION_KEY in meta
+    if modern and not _is_envelope(meta):
+        return None
+    method = message.get("method")
+    fits = _METHODS.get((method, modern)) if isinstance(method, str) else None
+    if fits is None or not fits({key: value for key, value in params.items() if key != "_meta"}):
+        return None
+    return Everyday(message["id"], str(method), params, modern, meta.get("progressToken"))
+
+
+class Express:
+    """Answers everyday requests.
+
+    Args:
+        calls: runs the tools.
+        announces: whether clients with a handshake can be told of new tools.
+    """
+
+    def __init__(self, calls: Calls, *, announces: bool) -> None:
+        self._calls = calls
+        self._announces = announces
+
+    def answer(self, request: Everyday) -> Wire:
+        """Return the reply to a request that is not `tools/call`."""
+        match request.method:
+            case "tools/list":
+                result: Wire = {"tools": self._calls.tools.listing}
+            case "initialize":
+                wanted = request.params["protocolVersion"]
+                result = {
+                    "protocolVersion": wanted if wanted in HANDSHAKE_VERSIONS else HANDSHAKE_VERSIONS[-1],
+                    "capabilities": {"tools": {"listChanged": self._announces}},
+                    "serverInfo": {"name": "local-llm-bridge", "version": __version__},
+                    "instructions": self._calls.instructions,
+                }
+            case "server/discover":
+                result = {
+                    "supportedVersions": [MODERN_VERSION],
+                    "capabilities": {"tools": {"listChanged": True}},
+                    "instructions": self._calls.instructions,
+                }
+            case _:  # ping
+                result = {}
+        if request.modern:
+            result = {**result, **_NO_CACHING}
+        return _reply(request, result)
+
+    async def call(
+        self, request: Everyday, developer: str = NOBODY, progress: Callable[[int], None] | None = None
+    ) -> Wire:
+        """Run a `tools/call`; return the reply.
+
+        Args:
+            request: the call.
+            developer: who calls.
+            progress: is told the number of tokens so far.
+        """
+        call = Call(request.params["name"], request.params.get("arguments") or {}, developer, progress)
+        return _reply(request, await self._calls.run(call))
+
+
+def progress_notification(request: Everyday, tokens: int, message: str) -> Wire:
+    """Return a notification of a request's progress."""
+    params = {"progressToken": request.progress_token, "progress": tokens, "message": message}
+    return {"jsonrpc": "2.0", "method": "notifications/progress", "params": params}
+
+
+def encode(message: Wire) -> bytes:
+    """Return a message as it goes over the wire."""
+    try:
+        return json.dumps(message, ensure_ascii=False, separators=(",", ":")).encode()
+    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can hold and UTF-8 cannot
+        return json.dumps(message, separators=(",", ":")).encode()
+
+
+def _reply(request: Everyday, result: Wire) -> Wire:
+    if request.modern:
+        result = {**result, "resultType": "complete", "_meta": {**result.get("_meta", {}), **_SERVER}}
+    return {"jsonrpc": "2.0", "id": request.id, "result": result}
+
+
+def _is_id(value: object) -> bool:
+    return isinstance(value, str | int) and not isinstance(value, bool)
+
+
+def _is_envelope(meta: Wire) -> bool:
+    return (
+        meta[VERSION_KEY] == MODERN_VERSION
+        and _is_capabilities(meta.get(CAPABILITIES_KEY))
+        and (_CLIENT_KEY not in meta or _is_implementation(meta[_CLIENT_KEY]))
+    )
+
+
+def _is_capabilities(value: object) -> bool:
+    return isinstance(value, dict) and all(isinstance(capability, dict) for capability in value.values())
+
+
+def _is_implementation(value: object) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("name"), str) and isinstance(value.get("version"), str)
+
+
+def _is_initialize(params: Wire) -> bool:
+    return (
+        params.keys() == {"protocolVersion", "capabilities", "clientInfo"}
+        and isinstance(params["protocolVersion"], str)
+        and _is_capabilities(params["capabilities"])
+        and _is_implementation(params["clientInfo"])
+    )
+
+
+def _is_call(params: Wire) -> bool:
+    return (
+        params.keys() <= {"name", "arguments"}
+        and isinstance(params.get("name"), str)
+        and isinstance(params.get("arguments", {}), dict)
+    )
+
+
+def _is_empty(params: Wire) -> bool:
+    return not params
+
+
+_METHODS: dict[tuple[str, bool], Callable[[Wire], Any]] = {
+    ("initialize", False): _is_initialize,
+    ("ping", False): _is_empty,
+    ("server/discover", True): _is_empty,
+    ("tools/list", False): _is_empty,
+    ("tools/list", True): _is_empty,
+    ("tools/call", False): _is_call,
+    ("tools/call", True): _is_call,
+}

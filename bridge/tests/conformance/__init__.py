@@ -1,0 +1,1 @@
+"""The official MCP conformance suite against the bridge, for both generations of the protocol."""

@@ -1,0 +1,75 @@
+"""The bridge over HTTP with the suite's fixtures: `python -m tests.conformance.fixture_server CONFIG.yml`.
+
+All is production code, started as `local-llm-bridge serve` starts it, but for two things: it has the fixtures as well,
+and every request gets the test developer's token, because the suite cannot send one.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
+
+from local_llm_bridge import config, express, http, logs, sdk
+from tests.conformance import fixtures
+from tests.services import TOKEN
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from mcp.server.lowlevel import Server
+    from starlette.types import ASGIApp, Receive, Scope, Send
+
+    from local_llm_bridge.calls import Calls, Wire
+
+
+class AddsToken:
+    """Puts the test developer's token on a request; nothing else."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        token = (b"authorization", f"Bearer {TOKEN}".encode())
+        await self._app({**scope, "headers": [*scope["headers"], token]}, receive, send)
+
+
+def serve(settings: config.ServeSettings) -> None:
+    """Serve until SIGTERM: the one place that knows how production is put together."""
+    create_server, door, answer = sdk.create_server, http.Door, express.Express.answer
+
+    def with_fixtures(calls: Calls) -> tuple[Server[Any], Callable[[], None]]:
+        server, end_listening = create_server(calls)
+        fixtures.add_to(server, calls)
+        return server, end_listening
+
+    def with_token(*args: Any) -> AddsToken:  # noqa: ANN401 - whatever production gives
+        return AddsToken(door(*args))
+
+    # The quick lane stays, but for two things: it says what the fixtures add, and leaves their calls to the SDK's lane.
+
+    def with_capabilities(quick: express.Express, request: express.Everyday) -> Wire:
+        reply = answer(quick, request)
+        if "capabilities" in reply["result"]:
+            reply["result"]["capabilities"] |= fixtures.CAPABILITIES
+        return reply
+
+    fitting = express._METHODS  # noqa: SLF001 - what decides whose a message is
+    own_calls = {key: _without_fixtures(fits) for key, fits in fitting.items() if key[0] == "tools/call"}
+    with (
+        patch.object(http, "create_server", with_fixtures),
+        patch.object(http, "Door", with_token),
+        patch.object(express.Express, "answer", with_capabilities),
+        patch.dict(fitting, own_calls),
+    ):
+        http.serve(settings)
+
+
+def _without_fixtures(fits: Callable[[Wire], Any]) -> Callable[[Wire], Any]:
+    return lambda params: fits(params) and params["name"] not in fixtures.TOOLS
+
+
+if __name__ == "__main__":
+    logs.configure()
+    serve(config.from_file(Path(sys.argv[1])))
