@@ -152,11 +152,19 @@ def _is_envelope(meta: Wire) -> bool:
 
 
 def _is_capabilities(value: object) -> bool:
-    return isinstance(value, dict) and all(isinstance(capability, dict) for capability in value.values())
+    return isinstance(value, dict) and all(
+        isinstance(capability, dict)
+        and all(isinstance(detail, bool if name == "roots" else dict) for detail in capability.values())
+        for name, capability in value.items()
+    )
 
 
 def _is_implementation(value: object) -> bool:
-    return isinstance(value, dict) and isinstance(value.get("name"), str) and isinstance(value.get("version"), str)
+    return (
+        isinstance(value, dict)
+        and {"name", "version"} <= value.keys()
+        and all(isinstance(detail, str) for detail in value.values())
+    )
 
 
 def _is_initialize(params: Wire) -> bool:

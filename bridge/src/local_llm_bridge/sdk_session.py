@@ -56,6 +56,7 @@ class SdkSession:
             asyncio.ensure_future(server.run(requests, replies, options)),
             asyncio.ensure_future(self._pass_on(from_server)),
         ]
+        self._streams = (self._to_server, requests, replies, from_server)
 
     @classmethod
     async def begin(cls, calls: Calls, send: Callable[[Wire], None], handshake: Wire | None, *, is_ready: bool) -> Self:
@@ -101,6 +102,8 @@ class SdkSession:
         for task in self._tasks:
             with suppress(asyncio.CancelledError, Exception):
                 await task
+        for stream in self._streams:
+            stream.close()
 
     async def _pass_on(self, from_server: MemoryObjectReceiveStream[SessionMessage]) -> None:
         async for reply in from_server:

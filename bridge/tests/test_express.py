@@ -1,0 +1,147 @@
+"""The quick lane answers as the SDK does, and takes nothing that the SDK would refuse."""
+
+from __future__ import annotations
+
+import copy
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from local_llm_bridge.calls import Calls
+from local_llm_bridge.config import CacheSettings, Engine, Settings
+from local_llm_bridge.express import Express, read
+from local_llm_bridge.sdk_session import SdkSession
+from tests.services import FakeEngine, events, piece
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+pytestmark = pytest.mark.anyio
+
+HANDSHAKE = {
+    "protocolVersion": "2025-11-25",
+    "capabilities": {"roots": {"listChanged": True}, "sampling": {}},
+    "clientInfo": {"name": "claude-code", "version": "2.1.330", "title": "Claude Code"},
+}
+ENVELOPE = {
+    "io.modelcontextprotocol/protocolVersion": "2026-07-28",
+    "io.modelcontextprotocol/clientCapabilities": {"roots": {}},
+    "io.modelcontextprotocol/clientInfo": {"name": "claude-code", "version": "2.1.330"},
+}
+CALL = {"name": "chat", "arguments": {"message": "ping"}}
+LEGACY = [
+    *(
+        ("initialize", {**HANDSHAKE, "protocolVersion": version})
+        for version in ("2024-11-05", "2025-11-25", "2031-01-01")
+    ),
+    ("ping", {}),
+    ("tools/list", {}),
+    ("tools/list", {"_meta": {}}),
+    ("tools/call", CALL),
+    ("tools/call", {**CALL, "_meta": {"claudecode/toolUseId": "toolu_1"}}),
+    ("tools/call", {"name": "no such tool"}),
+    ("tools/call", {"name": "chat", "arguments": {"message": 5}}),
+    ("tools/call", {"name": "list_models", "arguments": {}}),
+]
+MODERN: list[tuple[str, dict[str, Any]]] = [
+    ("server/discover", {}),
+    *(entry for entry in LEGACY if entry[0].startswith("tools/")),
+]
+REQUESTS: list[dict[str, Any]] = [
+    *({"jsonrpc": "2.0", "id": 7, "method": method, "params": params} for method, params in LEGACY),
+    {"jsonrpc": "2.0", "id": "seven", "method": "tools/list"},
+    *(
+        {
+            "jsonrpc": "2.0",
+            "id": 7,
+            "method": method,
+            "params": {**params, "_meta": {**params.get("_meta", {}), **ENVELOPE}},
+        }
+        for method, params in MODERN
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    usage = {"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 2}}
+    with FakeEngine(events(piece("po"), piece("ng", "stop"), usage)).running() as address:
+        yield address
+
+
+@pytest.fixture
+async def calls(url: str) -> AsyncIterator[Calls]:
+    # Without a cache, so that it makes no difference who asks first.
+    calls = Calls(Settings(engines=(Engine("m", url),), cache=CacheSettings(entries=0)))
+    yield calls
+    await calls.close()
+
+
+async def by_the_sdk(calls: Calls, request: dict[str, Any]) -> list[dict[str, Any]]:
+    replies: list[dict[str, Any]] = []
+    params = request.get("params")
+    meta = params.get("_meta") if isinstance(params, dict) else None
+    modern = isinstance(meta, dict) and any("protocolVersion" in key for key in meta)
+    begun = modern or request.get("method") == "initialize"
+    session = await SdkSession.begin(calls, replies.append, None if begun else HANDSHAKE, is_ready=not begun)
+    await session.receive(request)
+    await session.settle()
+    await session.close()
+    return replies
+
+
+async def by_the_quick_lane(calls: Calls, request: dict[str, Any]) -> dict[str, Any]:
+    everyday = read(request)
+    assert everyday is not None
+    express = Express(calls, announces=True)
+    return await express.call(everyday) if everyday.method == "tools/call" else express.answer(everyday)
+
+
+@pytest.mark.parametrize("request_", REQUESTS, ids=lambda request: request["method"])
+async def test_both_lanes_give_the_same_answer(calls: Calls, request_: dict[str, Any]) -> None:
+    quick = await by_the_quick_lane(calls, request_)
+    (slow,) = await by_the_sdk(calls, request_)
+    assert quick == slow
+    assert json.dumps(quick)
+
+
+def mutations(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield a request with one thing in it missing or another."""
+
+    def places(value: object, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+        if isinstance(value, dict):
+            for key in value:
+                yield (*path, key)
+                yield from places(value[key], (*path, key))
+
+    for path in places(request):
+        for other in (None, True, 5, 1.5, "x", [], {}, ["x"], {"x": 1}):
+            changed = copy.deepcopy(request)
+            inside: Any = changed
+            for key in path[:-1]:
+                inside = inside[key]
+            if other is None:
+                del inside[path[-1]]
+            else:
+                inside[path[-1]] = other
+            yield changed
+        changed = copy.deepcopy(request)
+        inside = changed
+        for key in path[:-1]:
+            inside = inside[key]
+        inside["unexpected"] = inside[path[-1]]
+        yield changed
+
+
+@pytest.mark.parametrize("request_", REQUESTS[:1] + REQUESTS[4:8:2] + REQUESTS[-5:-3], ids=lambda r: r["method"])
+async def test_what_the_sdk_refuses_is_not_for_the_quick_lane(calls: Calls, request_: dict[str, Any]) -> None:
+    taken = 0
+    for changed in mutations(request_):
+        if read(changed) is None:
+            continue
+        taken += 1
+        quick = await by_the_quick_lane(calls, changed)
+        (slow,) = await by_the_sdk(calls, changed)
+        assert quick == slow, changed
+    assert taken > 3
