@@ -30,11 +30,10 @@ ENVELOPE = {
     "io.modelcontextprotocol/clientInfo": {"name": "claude-code", "version": "2.1.330"},
 }
 CALL = {"name": "chat", "arguments": {"message": "ping"}}
-LEGACY = [
-    *(
-        ("initialize", {**HANDSHAKE, "protocolVersion": version})
-        for version in ("2024-11-05", "2025-11-25", "2031-01-01")
-    ),
+LEGACY: list[tuple[str, dict[str, Any]]] = [
+    ("initialize", {**HANDSHAKE, "protocolVersion": "2024-11-05"}),
+    ("initialize", HANDSHAKE),
+    ("initialize", {**HANDSHAKE, "protocolVersion": "2031-01-01"}),
     ("ping", {}),
     ("tools/list", {}),
     ("tools/list", {"_meta": {}}),
