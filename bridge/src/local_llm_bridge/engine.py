@@ -8,7 +8,9 @@ So openai, which takes longer to import than all the rest, is imported only when
 
 from __future__ import annotations
 
+import asyncio
 import contextvars
+import importlib
 import json
 import os
 from dataclasses import dataclass
@@ -172,8 +174,9 @@ class EngineClient:
 
     async def _send_again(self, attempt: _Attempt, max_retries: int) -> aiohttp.ClientResponse:
         """Have the openai client judge what the first try met; it repeats the request where that may help."""
+        # In a thread: running calls are not to wait for an import of half a second.
+        openai = await asyncio.to_thread(importlib.import_module, "openai")
         import httpx2  # noqa: PLC0415
-        import openai  # noqa: PLC0415
 
         if self._judge is None:
             self._judge = openai.AsyncOpenAI(

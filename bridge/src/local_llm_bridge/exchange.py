@@ -7,12 +7,14 @@ import json
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from local_llm_bridge.asgi import Response
 from local_llm_bridge.express import (
     HANDSHAKE_VERSIONS,
     MODERN_VERSION,
     Everyday,
     Express,
     encode,
+    is_notification,
     progress_notification,
     read,
 )
@@ -63,13 +65,17 @@ class Exchange:
         body = await _body(receive)
         if body is None:
             return  # the client has gone
-        request = _everyday(body, headers)
+        message = _parsed(body, headers)
+        if is_notification(message):
+            await Response(202).send(send)  # nothing here goes on from one request to the next
+            return
+        request = _everyday(message, headers)
         if request is None:
             await self._sdk(scope, _replay(body, receive), send)
         elif request.method == "tools/call":
             await self._call(request, scope["developer"], receive, send)
         else:
-            await _send_json(send, self._express.answer(request))
+            await _json(self._express.answer(request)).send(send)
 
     async def _call(self, request: Everyday, developer: str, receive: Receive, send: Send) -> None:
         """Run a call; it ends at once when the client goes away."""
@@ -126,7 +132,7 @@ class _Reply:
             if self._is_stream:
                 await self._send({"type": "http.response.body", "body": _event(message)})
             else:
-                await _send_json(self._send, message)
+                await _json(message).send(self._send)
 
     async def _stream(self, data: bytes) -> None:
         async with self._sending:
@@ -142,24 +148,35 @@ def _event(message: Wire) -> bytes:
     return b"event: message\r\ndata: " + encode(message) + b"\r\n\r\n"
 
 
-def _everyday(body: bytes, headers: Mapping[str, str]) -> Everyday | None:
-    """Return the request if it is one for the quick lane, headers and all."""
-    try:
-        request = read(json.loads(body))
-    except (ValueError, RecursionError):
-        return None
+def _json(message: Wire) -> Response:
+    return Response(200, encode(message), "application/json")
+
+
+def _parsed(body: bytes, headers: Mapping[str, str]) -> object:
+    """Return the message; None: something about the request is out of the ordinary."""
     accepted = headers.get("accept", "")
     if (
-        request is None
-        or headers.get("content-type", "").partition(";")[0].strip() != "application/json"
+        headers.get("content-type", "").partition(";")[0].strip() != "application/json"
         or "application/json" not in accepted
         or "text/event-stream" not in accepted
         or "mcp-session-id" in headers
+        or headers.get("mcp-protocol-version", MODERN_VERSION) not in (MODERN_VERSION, *HANDSHAKE_VERSIONS)
     ):
+        return None
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _everyday(message: object, headers: Mapping[str, str]) -> Everyday | None:
+    """Return the request if it is one for the quick lane, headers and all."""
+    request = read(message)
+    if request is None:
         return None
     version = headers.get("mcp-protocol-version")
     if not request.modern:
-        return request if version is None or version in HANDSHAKE_VERSIONS else None
+        return request if version != MODERN_VERSION else None
     if version != MODERN_VERSION or headers.get("mcp-method") != request.method:
         return None
     if request.method == "tools/call" and headers.get("mcp-name") != request.params["name"]:
@@ -201,10 +218,3 @@ def _replay(body: bytes, receive: Receive) -> Receive:
 async def _wait_for_disconnect(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-
-
-async def _send_json(send: Send, message: Wire) -> None:
-    body = encode(message)
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
-    await send({"type": "http.response.body", "body": body})

@@ -68,6 +68,17 @@ def read(message: object) -> Everyday | None:
     return Everyday(message["id"], str(method), params, modern, meta.get("progressToken"))
 
 
+def is_notification(message: object) -> bool:
+    """Whether a message is a well-formed notification."""
+    return (
+        isinstance(message, dict)
+        and message.keys() <= {"jsonrpc", "method", "params"}
+        and message.get("jsonrpc") == "2.0"
+        and str(message.get("method")).startswith("notifications/")
+        and isinstance(message.get("params", {}), dict)
+    )
+
+
 class Express:
     """Answers everyday requests.
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
-from local_llm_bridge import config, express, http, logs, sdk
+from local_llm_bridge import config, door, express, http, logs, sdk
 from tests.conformance import fixtures
 from tests.services import TOKEN
 
@@ -37,7 +37,7 @@ class AddsToken:
 
 def serve(settings: config.ServeSettings) -> None:
     """Serve until SIGTERM: the one place that knows how production is put together."""
-    create_server, door, answer = sdk.create_server, http.Door, express.Express.answer
+    create_server, make_door, answer = sdk.create_server, door.Door, express.Express.answer
 
     def with_fixtures(calls: Calls) -> tuple[Server[Any], Callable[[], None]]:
         server, end_listening = create_server(calls)
@@ -45,7 +45,7 @@ def serve(settings: config.ServeSettings) -> None:
         return server, end_listening
 
     def with_token(*args: Any) -> AddsToken:  # noqa: ANN401 - whatever production gives
-        return AddsToken(door(*args))
+        return AddsToken(make_door(*args))
 
     # The quick lane stays, but for two things: it says what the fixtures add, and leaves their calls to the SDK's lane.
 
@@ -58,7 +58,7 @@ def serve(settings: config.ServeSettings) -> None:
     fitting = express._METHODS  # noqa: SLF001 - what decides whose a message is
     own_calls = {key: _without_fixtures(fits) for key, fits in fitting.items() if key[0] == "tools/call"}
     with (
-        patch.object(http, "create_server", with_fixtures),
+        patch.object(sdk, "create_server", with_fixtures),
         patch.object(http, "Door", with_token),
         patch.object(express.Express, "answer", with_capabilities),
         patch.dict(fitting, own_calls),

@@ -1,0 +1,149 @@
+"""Who gets in at which path: MCP at /mcp for developers with a token, health and metrics for machines."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from local_llm_bridge.asgi import Response, text
+from local_llm_bridge.auth import Directory
+from local_llm_bridge.exchange import MAX_BODY, Exchange, TooBigError
+from local_llm_bridge.metrics import Metrics
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from starlette.types import Receive, Scope, Send
+
+    from local_llm_bridge.calls import Calls
+    from local_llm_bridge.config import ServeSettings
+
+log = logging.getLogger(__name__)
+
+_LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
+_LOOPBACK_PEERS = ("127.0.0.1", "::1")
+
+
+class Door:
+    """The ASGI application: lets the right requests through to MCP, says to the others what is wrong with them.
+
+    Args:
+        settings: accepted hosts and developers.
+        calls: asked for readiness and metrics.
+        exchange: serves MCP.
+    """
+
+    def __init__(self, settings: ServeSettings, calls: Calls, exchange: Exchange) -> None:
+        self._calls = calls
+        self._exchange = exchange
+        self._metrics = Metrics(calls.backend)
+        calls.observers.append(self._metrics)
+        self._directory = Directory(settings.developers, settings.tokens_file)
+        self._hosts = {*_LOOPBACK, *settings.allowed_hosts, authority(settings.listen.address)}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            return
+        headers = _headers(scope)
+        response: Response | None
+        match scope["path"]:
+            case "/mcp":
+                response = await self._mcp(scope, headers, receive, send)
+            case "/healthz" | "/readyz" | "/metrics" if scope["method"] not in {"GET", "HEAD"}:
+                response = text(405, "Only GET.", {"Allow": "GET, HEAD"})
+            case "/healthz":
+                response = text(200, "ok")
+            case "/readyz":
+                response = await self._readiness()
+            case "/metrics":
+                response = self._read_metrics(scope, headers)
+            case _:
+                response = text(404, "Nothing here. MCP is at /mcp, health at /healthz and /readyz.")
+        if response:
+            await response.send(send)
+
+    async def _mcp(self, scope: Scope, headers: Mapping[str, str], receive: Receive, send: Send) -> Response | None:
+        """Answer a request to /mcp; returns what is still to be sent."""
+        refusal = self._refusal(scope, headers)
+        if refusal is None:
+            try:
+                await self._exchange(scope, headers, receive, send)
+            except TooBigError:
+                return text(413, f"The request has more than {MAX_BODY} bytes. Send less.", {"Connection": "close"})
+            return None
+        log.warning("refused status=%d peer=%s", refusal.status, _peer(scope))
+        return refusal
+
+    def _refusal(self, scope: Scope, headers: Mapping[str, str]) -> Response | None:
+        """Return why a request to /mcp is refused; None: it is not, and the scope holds the developer."""
+        host, origin = headers.get("host", ""), headers.get("origin")
+        if not self._accepts(host):
+            return text(421, f"This bridge does not answer to the host {host[:100]!r}. Add it to allowed_hosts.")
+        if origin is not None and not self._accepts(urlsplit(origin).netloc):
+            return text(403, f"Web pages of {origin[:100]!r} may not call this bridge.")
+        developer = self._directory.developer_of(headers.get("authorization"))
+        if developer is None:
+            return _unknown(headers)
+        if scope["method"] != "POST":
+            return text(405, "MCP here is POST only: there are no sessions and no standing streams.", {"Allow": "POST"})
+        length = headers.get("content-length", "")
+        if length.isdecimal() and int(length) > MAX_BODY:
+            return text(413, f"The request has {length} bytes, the most is {MAX_BODY}. Send less.")
+        scope["developer"] = developer
+        return None
+
+    def _read_metrics(self, scope: Scope, headers: Mapping[str, str]) -> Response:
+        """Return the metrics, which have the names of developers, to this host and to those with a token."""
+        stranger = self._directory.developer_of(headers.get("authorization")) is None
+        if stranger and _peer(scope) not in _LOOPBACK_PEERS:
+            return _unknown(headers)
+        return Response(200, self._metrics.text(), "text/plain; version=0.0.4; charset=utf-8")
+
+    def _accepts(self, authority: str) -> bool:
+        """Whether a Host header is ours: an entry without a port stands for every port."""
+        authority = authority.lower()
+        name, _, port = authority.rpartition(":")
+        return authority in self._hosts or (port.isdecimal() and name in self._hosts)
+
+    async def _readiness(self) -> Response:
+        reasons = await self._calls.backend.readiness()
+        ready = not any(reasons.values())
+        models = {name: reason or "ready" for name, reason in reasons.items()}
+        body = json.dumps({"ready": ready, "models": models}, ensure_ascii=False).encode()
+        return Response(200 if ready else 503, body, "application/json")
+
+
+def authority(address: str, port: int | None = None) -> str:
+    """Return an address, and perhaps a port, as they stand in a URL."""
+    host = f"[{address}]" if ":" in address else address
+    return host if port is None else f"{host}:{port}"
+
+
+def _headers(scope: Scope) -> dict[str, str]:
+    """Return the headers by their names in lower case; those of one name are joined, as HTTP has it.
+
+    Blanks around a value are no part of it, which httptools leaves at its end: they go from the scope, too.
+    """
+    scope["headers"] = [(name, value.strip(b" \t")) for name, value in scope["headers"]]
+    headers: dict[str, str] = {}
+    for raw_name, raw_value in scope["headers"]:
+        name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1")
+        headers[name] = f"{headers[name]}, {value}" if name in headers else value
+    return headers
+
+
+def _peer(scope: Scope) -> str:
+    return str(scope["client"][0]) if scope["client"] else "-"
+
+
+def _unknown(headers: Mapping[str, str]) -> Response:
+    problem = "is not known here" if "authorization" in headers else "is missing"
+    return text(
+        401,
+        f"The token {problem}. Send 'Authorization: Bearer <your token>'; whoever runs this bridge gives tokens"
+        " and enters their SHA-256 under developers.",
+        {"WWW-Authenticate": 'Bearer realm="local-llm-bridge"'},
+    )
