@@ -6,7 +6,6 @@ import asyncio
 import logging
 import time
 import traceback
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -128,9 +127,8 @@ class Calls:
                     await tell()
 
     async def close(self) -> None:
-        """Close what is open."""
-        with suppress(Exception):
-            await self.backend.close()
+        """Close the connections to the engines."""
+        await self.backend.close()
 
     async def _with_files(self, tool: Tool, arguments: dict[str, Any]) -> dict[str, Any]:
         if not (paths := arguments.get("paths")):

@@ -144,6 +144,6 @@ def _unknown(headers: Mapping[str, str]) -> Response:
     return text(
         401,
         f"The token {problem}. Send 'Authorization: Bearer <your token>'; whoever runs this bridge gives tokens"
-        " and enters their SHA-256 under developers.",
+        " (local-llm-bridge token new, or their SHA-256 under developers).",
         {"WWW-Authenticate": 'Bearer realm="local-llm-bridge"'},
     )

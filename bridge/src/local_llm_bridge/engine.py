@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import functools
 import importlib
 import json
 import os
@@ -23,6 +24,7 @@ from local_llm_bridge.errors import (
     EngineBusyError,
     EngineDownError,
     EngineError,
+    EngineKeyError,
     EngineRefusedError,
 )
 
@@ -129,17 +131,24 @@ class EngineClient:
         Raises:
             EngineError: there was no answer, or one that is no list of models.
         """
-        attempt = _Attempt("GET", f"{self._engine.url}/models", None)
         retries = self._max_retries if max_retries is None else max_retries
-        async with await self._send(attempt, retries) as response:
-            try:
-                answer = json.loads(await response.read())
-                return [str(model["id"]) for model in answer["data"]]
-            except (ValueError, TypeError, KeyError):
-                raise EngineAnswerError(
-                    f"{self._engine.url}/models did not answer with a list of models. Is this an OpenAI-compatible "
-                    f"server? {ADDRESS_HINT}"
-                ) from None
+        try:
+            return [str(model["id"]) for model in await self._listing(retries)]
+        except (TypeError, KeyError):
+            raise self._no_list() from None
+
+    async def context_of(self, model: str) -> int | None:
+        """Return the length of the context that the engine serves a model with, in tokens; None: it does not say.
+
+        Raises:
+            EngineError: there was no answer, or one that is no list of models.
+        """
+        for entry in await self._listing(0):
+            if isinstance(entry, dict) and entry.get("id") == model:
+                meta = entry.get("meta")
+                length = entry.get("max_model_len") or (meta.get("n_ctx") if isinstance(meta, dict) else None)
+                return length if isinstance(length, int) else None  # vLLM's, llama.cpp's
+        return None
 
     async def close(self) -> None:
         """Close the connections."""
@@ -147,6 +156,23 @@ class EngineClient:
             await self._session.close()
         if self._judge:
             await self._judge.close()
+
+    async def _listing(self, max_retries: int) -> list[Any]:
+        attempt = _Attempt("GET", f"{self._engine.url}/models", None)
+        async with await self._send(attempt, max_retries) as response:
+            try:
+                listing = json.loads(await response.read())["data"]
+            except (ValueError, TypeError, KeyError):
+                listing = None
+        if not isinstance(listing, list):
+            raise self._no_list()
+        return listing
+
+    def _no_list(self) -> EngineAnswerError:
+        return EngineAnswerError(
+            f"{self._engine.url}/models did not answer with a list of models. Is this an OpenAI-compatible server? "
+            f"{ADDRESS_HINT}"
+        )
 
     async def _send(self, attempt: _Attempt, max_retries: int) -> aiohttp.ClientResponse:
         attempt.outcome = await self._try(attempt)
@@ -165,10 +191,21 @@ class EngineClient:
                 read_bufsize=2**20,
                 cookie_jar=aiohttp.DummyCookieJar(),
             )
+        request = functools.partial(
+            self._session.request,
+            attempt.method,
+            attempt.url,
+            data=attempt.body,
+            proxy=self._proxy,
+            allow_redirects=False,
+        )
         try:
-            return await self._session.request(
-                attempt.method, attempt.url, data=attempt.body, proxy=self._proxy, allow_redirects=False
-            )
+            try:
+                return await request()
+            except aiohttp.ClientConnectionResetError:
+                # The engine closed a connection that was kept open, before anything was sent. llama.cpp does so after
+                # every stream.
+                return await request()
         except (aiohttp.ClientError, TimeoutError) as error:
             return error
 
@@ -278,7 +315,7 @@ def _status(error: APIStatusError, engine: Engine) -> EngineError:
     match code:
         case 401 | 403:
             # Not quoted: some servers repeat the key.
-            return EngineRefusedError(
+            return EngineKeyError(
                 f"The model server at {engine.url} refused the bridge's key (HTTP {code}). {_KEY_HINT}", engine.name
             )
         case 404:

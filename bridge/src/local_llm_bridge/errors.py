@@ -15,6 +15,7 @@ BridgeError
     └── EngineError          the model server, or the way to it
         ├── EngineDownError
         ├── EngineRefusedError
+        │   └── EngineKeyError
         ├── EngineBusyError
         ├── EngineTimeoutError
         ├── EngineInterruptedError
@@ -120,6 +121,10 @@ class EngineRefusedError(EngineError):
     """The engine answered with a status that says no: wrong key, unknown model, bad request, its own failure."""
 
     outcome = "engine_refused"
+
+
+class EngineKeyError(EngineRefusedError):
+    """The engine does not take the bridge's key."""
 
 
 class EngineBusyError(EngineError):

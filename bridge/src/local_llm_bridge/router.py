@@ -12,70 +12,18 @@ if TYPE_CHECKING:
     from local_llm_bridge.config import Engine
 
 # The guide's rules: code → coder, maths → general. Keywords are whole words where the script has words.
-CODE = [
-    "code",
-    "function",
-    "class",
-    "method",
-    "bug",
-    "debug",
-    "refactor",
-    "compile",
-    "algorithm",
-    "script",
-    "api",
-    "regex",
-    "sql",
-    "python",
-    "javascript",
-    "typescript",
-    "java",
-    "golang",
-    "rust",
-    "c++",
-    "bash",
-    "代码",
-    "函数",
-    "编程",
-    "程序",
-    "脚本",
-    "算法",
-    "调试",
-    "重构",
-    "编译",
-    "接口",
-    "正则",
-    "变量",
-    "报错",
-]
-MATHS = [
-    "math",
-    "maths",
-    "mathematics",
-    "calculate",
-    "equation",
-    "integral",
-    "derivative",
-    "probability",
-    "statistics",
-    "theorem",
-    "proof",
-    "matrix",
-    "algebra",
-    "geometry",
-    "数学",
-    "计算",
-    "方程",
-    "积分",
-    "导数",
-    "概率",
-    "统计",
-    "定理",
-    "证明",
-    "矩阵",
-    "代数",
-    "几何",
-]
+# fmt: off
+CODE = (
+    "code", "function", "class", "method", "bug", "debug", "refactor", "compile", "algorithm", "script", "api", "regex",
+    "sql", "python", "javascript", "typescript", "java", "golang", "rust", "c++", "bash",
+    "代码", "函数", "编程", "程序", "脚本", "算法", "调试", "重构", "编译", "接口", "正则", "变量", "报错",
+)
+MATHS = (
+    "math", "maths", "mathematics", "calculate", "equation", "integral", "derivative", "probability", "statistics",
+    "theorem", "proof", "matrix", "algebra", "geometry",
+    "数学", "计算", "方程", "积分", "导数", "概率", "统计", "定理", "证明", "矩阵", "代数", "几何",
+)
+# fmt: on
 
 
 @dataclass(frozen=True)
@@ -96,9 +44,9 @@ class Rule:
 
 
 GUIDE_RULES = (
-    Rule(good_at="code", keywords=tuple(CODE), patterns=("```",)),
-    Rule(good_at="maths", keywords=tuple(MATHS)),
-    Rule(good_at="general", keywords=tuple(MATHS)),
+    Rule(good_at="code", keywords=CODE, patterns=("```",)),
+    Rule(good_at="maths", keywords=MATHS),
+    Rule(good_at="general", keywords=MATHS),
 )
 
 
