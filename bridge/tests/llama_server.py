@@ -19,6 +19,7 @@ def main() -> None:
     params.n_parallel = 2
     params.use_jinja = True
     params.offline = True
+    params.endpoint_metrics = True
     params.cpuparams.n_threads = 1
     server = xllamacpp.Server(params)
     print(server.listening_address, flush=True)  # noqa: T201 - the fixture waits for this line

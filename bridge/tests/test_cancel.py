@@ -1,0 +1,130 @@
+"""A cancelled call stops the generation in the engine: its own metrics say so."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import re
+import subprocess
+import time
+import urllib.request
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.services import ENGINE_KEY, MODEL, PROGRAM, TOKEN, llama_server, serving, wait_for
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+QUESTION = "Count from 1 to 200."
+WHOLE_ANSWER = 692
+"""Tokens of the answer to it."""
+
+
+class Engine:
+    """A real engine of this module's own, so that nobody else's requests are in its metrics."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def metric(self, name: str) -> float:
+        request = urllib.request.Request(
+            self.url.removesuffix("/v1") + "/metrics", headers={"Authorization": f"Bearer {ENGINE_KEY}"}
+        )
+        with urllib.request.urlopen(request, timeout=10) as response:
+            found = re.search(rf"^llamacpp:{name} (\S+)$", response.read().decode(), re.MULTILINE)
+        assert found, name
+        return float(found[1])
+
+    @property
+    def is_busy(self) -> bool:
+        return self.metric("requests_processing") > 0
+
+    def prove_stopped(self, tokens_before: float) -> None:
+        """See that the request ends within a second, and with it the answer, which is far from whole."""
+        cancelled = time.monotonic()
+        wait_for(lambda: not self.is_busy, 5)
+        assert time.monotonic() - cancelled < 1
+        assert self.metric("tokens_predicted_total") - tokens_before < WHOLE_ANSWER - 50
+
+
+@pytest.fixture(scope="module")
+def own_engine() -> Iterator[Engine]:
+    with llama_server() as (url, _):
+        yield Engine(url)
+
+
+def message(method: str, params: dict[str, Any], number: int | None = None) -> dict[str, Any]:
+    request: dict[str, Any] = {"jsonrpc": "2.0", "method": method, "params": params}
+    return request if number is None else {**request, "id": number}
+
+
+ENVELOPE = {
+    "io.modelcontextprotocol/protocolVersion": "2026-07-28",
+    "io.modelcontextprotocol/clientCapabilities": {},
+}
+HELLO = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "test", "version": "1"}}
+CALL = {"name": "chat", "arguments": {"message": QUESTION, "fresh": True}}
+
+
+@pytest.mark.parametrize("modern", [True, False], ids=["2026-07-28", "2025-11-25"])
+def test_a_notification_over_stdio_stops_the_engine(own_engine: Engine, *, modern: bool) -> None:
+    environment = {"PATH": os.environ["PATH"], "LOCAL_API_URL": own_engine.url, "MODEL_NAME": MODEL}
+    environment["OPENAI_API_KEY"] = ENGINE_KEY
+    pipe = subprocess.PIPE
+    before = own_engine.metric("tokens_predicted_total")
+    with subprocess.Popen([PROGRAM], stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=environment) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+
+        def send(*messages: dict[str, Any]) -> None:
+            assert process.stdin is not None
+            process.stdin.writelines(json.dumps(item) + "\n" for item in messages)
+            process.stdin.flush()
+
+        if modern:
+            send(message("tools/call", {**CALL, "_meta": ENVELOPE}, 7))
+        else:
+            send(message("initialize", HELLO, 1), message("notifications/initialized", {}))
+            send(message("tools/call", CALL, 7))
+        wait_for(lambda: own_engine.is_busy)
+        send(message("notifications/cancelled", {"requestId": 7, "reason": "the user pressed Esc"}))
+        own_engine.prove_stopped(before)
+        # A request that was cancelled is not answered, and the next one is.
+        send(message("tools/list", {"_meta": ENVELOPE} if modern else {}, 8))
+        replies = [json.loads(process.stdout.readline()) for _ in range(1 if modern else 2)]
+        assert [reply["id"] for reply in replies] == ([8] if modern else [1, 8])
+        process.stdin.close()
+        assert process.wait(10) == 0
+        assert "outcome=cancelled" in process.stderr.read()
+
+
+@pytest.mark.parametrize("streamed", [True, False], ids=["with progress", "without"])
+def test_a_closed_connection_stops_the_engine(own_engine: Engine, tmp_path: Path, *, streamed: bool) -> None:
+    meta = {**ENVELOPE, "progressToken": 1} if streamed else ENVELOPE
+    headers = {
+        "Authorization": f"Bearer {TOKEN}",
+        "Content-Type": "application/json",
+        "Accept": "application/json, text/event-stream",
+        "MCP-Protocol-Version": "2026-07-28",
+        "Mcp-Method": "tools/call",
+        "Mcp-Name": "chat",
+    }
+    before = own_engine.metric("tokens_predicted_total")
+    with serving(tmp_path, own_engine.url) as bridge:
+        connection = http.client.HTTPConnection("127.0.0.1", bridge.port, timeout=10)
+        connection.request("POST", "/mcp", json.dumps(message("tools/call", {**CALL, "_meta": meta}, 7)), headers)
+        if streamed:
+            response = connection.getresponse()
+            assert response.headers["Content-Type"] == "text/event-stream"
+            assert b"notifications/progress" in response.readline() + response.readline()
+        wait_for(lambda: own_engine.is_busy)
+        connection.close()
+        if streamed:
+            response.close()
+        own_engine.prove_stopped(before)
+        wait_for(lambda: "outcome=cancelled" in bridge.log.read_text(), 5)
