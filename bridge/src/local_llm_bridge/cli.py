@@ -64,13 +64,13 @@ def _stdio(file: Path | None = None) -> int:
 
     settings = config.from_environment(os.environ) if file is None else config.stdio_from_file(file)
     logs.configure()
-    import asyncio  # noqa: PLC0415
+    import uvloop  # noqa: PLC0415
 
     from local_llm_bridge import stdio  # noqa: PLC0415
 
     gc.freeze()
     gc.enable()
-    asyncio.run(stdio.run(settings))
+    uvloop.run(stdio.run(settings))
     return 0
 
 

@@ -12,6 +12,8 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from pydantic_core import PydanticSerializationError, to_json
+
 from local_llm_bridge import __version__
 from local_llm_bridge.audit import NOBODY
 from local_llm_bridge.calls import Call, Calls, Wire
@@ -139,8 +141,8 @@ def progress_notification(request: Everyday, tokens: int, message: str) -> Wire:
 def encode(message: Wire) -> bytes:
     """Return a message as it goes over the wire."""
     try:
-        return json.dumps(message, ensure_ascii=False, separators=(",", ":")).encode()
-    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can hold and UTF-8 cannot
+        return to_json(message)
+    except PydanticSerializationError:  # half of a surrogate pair, which JSON can hold and UTF-8 cannot
         return json.dumps(message, separators=(",", ":")).encode()
 
 

@@ -31,6 +31,10 @@ DRAIN_S = 30
 """How long running calls may go on after SIGTERM, in seconds. The unit's TimeoutStopSec must be longer."""
 
 
+KEEP_ALIVE_S = 75
+"""How long an idle connection is kept, in seconds: longer than clients keep theirs, so none asks on a closed one."""
+
+
 async def run(settings: ServeSettings) -> None:
     """Serve until SIGTERM or SIGINT.
 
@@ -54,6 +58,7 @@ async def run(settings: ServeSettings) -> None:
         server_header=False,
         proxy_headers=False,
         timeout_graceful_shutdown=DRAIN_S,
+        timeout_keep_alive=KEEP_ALIVE_S,
     )
     # uvicorn raises the signal again once it has stopped; the bridge has ended as it was told, so that is exit code 0.
     for name in (signal.SIGTERM, signal.SIGINT):

@@ -6,6 +6,8 @@ import json
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from pydantic_core import PydanticSerializationError, to_json
+
 from local_llm_bridge.errors import BadArgumentsError
 
 if TYPE_CHECKING:
@@ -29,8 +31,8 @@ def check(tool: Tool, arguments: dict[str, Any]) -> None:
             for error in _validator(json.dumps(tool.schema)).iter_errors(arguments)
         ]
     try:
-        json.dumps(arguments, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
+        to_json(arguments)
+    except PydanticSerializationError:
         found.append("half of a surrogate pair, which is not valid Unicode")
     if found:
         properties, required = tool.schema.get("properties", {}), tool.schema.get("required", [])
