@@ -7,7 +7,16 @@ from testinfra.host import Host
 
 
 @pytest.mark.parametrize(
-    "path", ["/opt/local-llm-bridge", "/etc/local-llm-bridge", "/etc/systemd/system/local-llm-bridge.service"]
+    "path",
+    [
+        "/opt/local-llm-bridge",
+        "/etc/local-llm-bridge",
+        "/etc/systemd/system/local-llm-bridge.service",
+        "/etc/systemd/system/local-llm-sandbox.socket",
+        "/etc/systemd/system/local-llm-sandbox@.service",
+        "/var/lib/local-llm-sandbox",
+        "/run/local-llm-sandbox.sock",
+    ],
 )
 def test_what_the_role_made_is_gone(host: Host, path: str) -> None:
     assert not host.file(path).exists

@@ -107,7 +107,7 @@ def test_without_its_engine_it_lives_and_says_what_is_wrong(host: Host) -> None:
     status, text = http(host, "/readyz")
     assert status == 503
     assert "Connection refused" in text
-    status, text = call(host, "chat", message="Hello")
+    status, text = call(host, "chat", message="Are you there?")  # no answer to it has been kept
     assert status == 200
     assert "cannot be reached: Connection refused. Is it running?" in text
 
@@ -150,6 +150,46 @@ def test_no_token_is_on_the_host(host: Host) -> None:
     assert TOKEN not in journal(host)
 
 
+def test_python_is_run_for_a_developer(host: Host) -> None:
+    status, text = call(host, "execute_python", code="print(6 * 7)")
+    assert status == 200
+    assert "42" in text
+
+
+def test_only_what_was_set_is_in_the_configuration(host: Host) -> None:
+    config = host.file("/etc/local-llm-bridge/config.yml").content_string
+    keys = {line.split(":")[0] for line in config.splitlines() if line[0].isalpha()}
+    assert keys == {
+        *("listen", "allowed_hosts", "models", "developers", "tokens_file", "default_model", "routing", "cache"),
+        *("requests_per_minute", "timeout_s", "tools_dir", "execute_python"),
+    }
+
+
+def test_a_tool_of_the_configuration_can_be_called(host: Host) -> None:
+    status, text = call(host, "translate", text="Hello", language="French")
+    assert status == 200
+    assert text
+    assert "Wrong arguments for translate" in call(host, "translate", text="Hello")[1]
+
+
+def test_a_changed_tool_needs_no_restart(
+    guest: Callable[..., Host], play: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    one = guest("debian13")
+    pid = one.check_output("systemctl show --property=MainPID --value %s", UNIT)
+    tools = {"mcp_bridge_tools": [{"name": "greet", "description": "Greet.", "template": "Hello"}]}
+    assert play(SCENARIO / "converge.yml", "--limit=debian13", f"--extra-vars={json.dumps(tools)}").returncode == 0
+    assert one.check_output("ls /etc/local-llm-bridge/tools") == "greet.yml"
+    deadline = time.monotonic() + 20
+    while "There is no tool" in call(one, "greet")[1]:
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    assert call(one, "greet") == (200, ANSWERS["chat"]["Hello"])
+    assert play(SCENARIO / "converge.yml", "--limit=debian13").returncode == 0
+    assert one.check_output("ls /etc/local-llm-bridge/tools") == "translate.yml"
+    assert one.check_output("systemctl show --property=MainPID --value %s", UNIT) == pid
+
+
 REFUSALS: list[tuple[dict[str, Any], str]] = [
     ({"mcp_bridge_models": []}, "mcp_bridge_models has 0, mcp_bridge_developers has 1"),
     ({"mcp_bridge_port": 8099}, "Port 8099 on debian13 is taken by another process"),
@@ -158,6 +198,10 @@ REFUSALS: list[tuple[dict[str, Any], str]] = [
         {"mcp_bridge_developers": [{"name": "alice", "token_sha256": "abc"}]},
         "found a text of 3 characters; wanted the token's SHA-256",
     ),
+    ({"mcp_bridge_tools": [{"name": "../x"}]}, "each needs a name of its own"),
+    ({"mcp_bridge_execute_python": {"time_s": 900}}, "takes time_s (1 to 300)"),
+    ({"mcp_bridge_default_model": "other"}, "default_model: found 'other', which is not among models: qwen2-tiny"),
+    ({"mcp_bridge_cache": {"size": 3}}, "mcp_bridge_cache"),
 ]
 
 

@@ -1,0 +1,241 @@
+"""Code of the tool execute_python runs in a throw-away unit, and nothing that it tries gets out of it."""
+
+from __future__ import annotations
+
+import base64
+import importlib.util
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from testinfra.host import Host
+
+SCENARIO = Path(__file__).resolve().parent.parent
+SOCKET = "local-llm-sandbox.socket"
+USER = "local-llm-bridge"
+PYTHON = "/opt/local-llm-bridge/current/bin/python"
+
+pytestmark = pytest.mark.units("local-llm-bridge", SOCKET)
+
+
+def load_escapes() -> Any:
+    """The attempts that the bridge's own tests make in bubblewrap, too."""
+    path = SCENARIO.parent.parent / "bridge/tests/escapes.py"
+    spec = importlib.util.spec_from_file_location("escapes", path)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["escapes"] = module  # dataclasses look there
+    spec.loader.exec_module(module)
+    return module
+
+
+ESCAPES = load_escapes()
+ATTEMPTS = {attempt.name: attempt for attempt in ESCAPES.ATTEMPTS}
+ASK = """
+# Runs programs, by name and all at once, in the sandbox of the bridge's settings; prints what came of them as JSON.
+import asyncio, dataclasses, json, sys
+from pathlib import Path
+from local_llm_bridge import config, errors, sandbox
+programs = json.loads(Path("/srv/escapes/programs.json").read_text())
+settings = config.from_file(Path("/etc/local-llm-bridge/config.yml"), read_keys=False).execute_python
+async def run(name):
+    try:
+        return dataclasses.asdict(await sandbox.create(settings).run(programs[name]))
+    except errors.SandboxError as error:
+        return {"error": str(error)}
+async def main():
+    return await asyncio.gather(*map(run, sys.argv[1:]))
+print(json.dumps(asyncio.run(main())))
+"""
+PROGRAMS = {
+    "hello": "print('héllo 你好')",
+    "fail": "1 / 0",
+    "endless": "print('begun')\nwhile True: pass",
+    "sleep": "import time\ntime.sleep(1)\nprint('slept')",
+    "kill": "import os, time\ntime.sleep(0.5)\nos.kill(-1, 9)",
+    "reserve": "x = bytearray(1 << 30)",
+    "asyncio": "import asyncio\nasyncio.run(asyncio.sleep(0.01))\nprint('fine')",
+    "multiprocessing": "import multiprocessing as m\nwith m.Pool(3) as p: p.map(abs, [-1, 2])\nprint('fine')",
+    "files": "open('/tmp/x', 'w').write('1')\nimport tempfile\ntempfile.TemporaryFile().close()\nprint('fine')",
+    **{name: attempt.program() for name, attempt in ATTEMPTS.items()},
+    **{f"after {name}": attempt.next_program() for name, attempt in ATTEMPTS.items() if attempt.then},
+}
+
+
+def write(host: Host, path: str, text: str) -> None:
+    """Write a text into a file of the guest that anybody may read."""
+    host.check_output(f"echo {base64.b64encode(text.encode()).decode()} | base64 -d > %s && chmod 0644 %s", path, path)
+
+
+@pytest.fixture(scope="module")
+def targets(host: Host) -> Iterator[Host]:
+    """What the attempts are after, running in the guest, and the programs, to be run there."""
+    host.check_output("mkdir -p /srv/escapes")
+    write(host, "/srv/escapes/targets.py", ESCAPES.TARGETS)
+    write(host, "/srv/escapes/programs.json", json.dumps(PROGRAMS))
+    write(host, "/srv/escapes/ask.py", ASK)
+    secret = f"--setenv=ESCAPES_SECRET={ESCAPES.SECRET}"
+    command = "systemd-run --quiet --unit=escapes-targets %s /usr/bin/python3 /srv/escapes/targets.py"
+    host.check_output(command, secret)
+    host.check_output("timeout 20 sh -c 'until test -S %s/socket; do sleep 0.1; done'", ESCAPES.OUTSIDE)
+    yield host
+    host.check_output("systemctl stop escapes-targets; rm -r %s /srv/escapes", ESCAPES.OUTSIDE)
+
+
+def run(host: Host, *names: str) -> list[dict[str, Any]]:
+    """Have programs run at once, as the bridge would."""
+    words = " ".join(["%s"] * len(names))
+    out = host.check_output(
+        f"setpriv --reuid={USER} --regid={USER} --init-groups {PYTHON} /srv/escapes/ask.py {words}", *names
+    )
+    results: list[dict[str, Any]] = json.loads(out)
+    return results
+
+
+def wait_until_nothing_is_left(host: Host) -> None:
+    """Wait until no unit of a sandbox is there, nor a process that an attempt has started."""
+    for _ in range(30):
+        units = host.check_output("systemctl list-units --all --plain --no-legend 'local-llm-sandbox@*'")
+        processes = host.run("pgrep --full --list-full '[l]ocal-llm-escapes-left-behind|[/]tmp/main.py'").stdout
+        if not units and not processes:
+            return
+        time.sleep(0.5)
+    pytest.fail(f"left: {units} {processes}")
+
+
+def test_code_says_what_it_has_to_say(targets: Host) -> None:
+    (hello,) = run(targets, "hello")
+    assert (hello["stdout"], hello["exit_code"], hello["limit"]) == ("héllo 你好\n", 0, None)
+    (fail,) = run(targets, "fail")
+    assert fail["exit_code"] == 1
+    assert fail["stderr"].endswith("ZeroDivisionError: division by zero\n")
+
+
+@pytest.mark.parametrize("name", ["asyncio", "multiprocessing", "files"])
+def test_ordinary_programs_run(targets: Host, name: str) -> None:
+    (result,) = run(targets, name)
+    assert (result["stdout"], result["exit_code"]) == ("fine\n", 0), result
+
+
+@pytest.mark.parametrize("name", list(ATTEMPTS))
+def test_no_attempt_gets_out(targets: Host, name: str) -> None:
+    attempt = ATTEMPTS[name]
+    contacts = targets.file(f"{ESCAPES.OUTSIDE}/contacts").content_string
+    (result,) = run(targets, name)
+    if "error" in result:
+        assert attempt.ends_sandbox, result
+        assert "ended without a result: the code has ended" in result["error"]
+    else:
+        assert "ESCAPED" not in result["stdout"], result
+        assert result["limit"] in (attempt.limits or (None,)), result
+    if attempt.then:
+        (result,) = run(targets, f"after {name}")
+        assert "ESCAPED" not in result["stdout"], result
+        assert result["exit_code"] == 0, result
+    assert targets.file(f"{ESCAPES.OUTSIDE}/contacts").content_string == contacts
+    assert targets.service("escapes-targets").is_running
+    wait_until_nothing_is_left(targets)
+
+
+def test_one_run_cannot_end_another(targets: Host) -> None:
+    *slept, _ = run(targets, "sleep", "sleep", "sleep", "sleep", "kill")
+    assert [one.get("stdout") for one in slept] == ["slept\n"] * 4
+
+
+def test_the_bridge_answers_while_the_sandboxes_are_busy(targets: Host) -> None:
+    attack = ["a fork bomb", "memory of several processes", "endless work that ignores signals", "endless", "endless"]
+    words = " ".join(["%s"] * len(attack))
+    targets.check_output(
+        f"systemd-run --quiet --unit=escapes-attack --uid={USER} {PYTHON} /srv/escapes/ask.py {words}", *attack
+    )
+    took = []
+    for _ in range(5):
+        begin = time.monotonic()
+        targets.check_output("curl -sf -m 5 http://127.0.0.1:8080/healthz")
+        took.append(time.monotonic() - begin)
+    assert max(took) < 3
+    targets.check_output("timeout 30 sh -c 'while systemctl is-active -q escapes-attack; do sleep 0.2; done'")
+    wait_until_nothing_is_left(targets)
+
+
+GIVE_UP = f"""
+units() {{ systemctl list-units --all --plain --no-legend 'local-llm-sandbox@*'; }}
+systemd-run --quiet --unit=escapes-call --uid={USER} {PYTHON} /srv/escapes/ask.py endless
+until [ -n "$(units)" ]; do sleep 0.05; done
+systemctl kill --signal=KILL escapes-call
+for _ in $(seq 20); do [ -z "$(units)" ] && exit 0; sleep 0.05; done
+units; exit 1
+"""
+
+
+def test_a_call_that_is_given_up_ends_its_unit(targets: Host) -> None:
+    begin = time.monotonic()
+    targets.check_output("sh -c %s", GIVE_UP)
+    assert time.monotonic() - begin < 3, "the code runs for 3 s"
+
+
+def test_nobody_but_the_bridge_may_have_code_run(host: Host) -> None:
+    socket = host.file("/run/local-llm-sandbox.sock")
+    assert (socket.user, socket.group, socket.mode) == ("root", USER, 0o660)
+    connect = "import socket; socket.socket(socket.AF_UNIX).connect('/run/local-llm-sandbox.sock')"
+    assert (
+        "Permission denied"
+        in host.run("setpriv --reuid=nobody --clear-groups --regid=nogroup python3 -c %s", connect).stderr
+    )
+
+
+# A guest's kernel may not enforce these; that the code is held all the same, the attempts prove.
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("MemoryMax", str((256 + 64) * 1024 * 1024)),
+        ("MemorySwapMax", "0"),
+        ("TasksMax", "20"),
+        ("CPUQuotaPerSecUSec", "1s"),
+        ("RuntimeMaxUSec", "13s"),
+        ("DynamicUser", "yes"),
+        ("PrivateNetwork", "yes"),
+        ("CollectMode", "inactive-or-failed"),
+    ],
+)
+def test_the_unit_has_its_limits(host: Host, name: str, value: str) -> None:
+    shown = host.check_output("systemctl show --value --property=%s local-llm-sandbox@test.service", name)
+    assert shown == value
+
+
+@pytest.mark.parametrize(("unit", "most"), [("local-llm-sandbox@test.service", 15), ("local-llm-bridge.service", 12)])
+def test_the_units_have_few_rights(host: Host, unit: str, most: int) -> None:
+    done = host.run("systemd-analyze security --no-pager --threshold=%s %s", str(most), unit)
+    assert done.rc == 0, done.stdout
+
+
+def test_the_socket_is_there_after_a_reboot(host: Host) -> None:
+    assert host.service(SOCKET).is_enabled
+    assert host.service(SOCKET).is_running
+
+
+@pytest.fixture
+def turned_on_again(play: Callable[..., subprocess.CompletedProcess[str]]) -> Iterator[None]:
+    """The scenario's own settings, whatever a test has set."""
+    yield
+    done = play(SCENARIO / "converge.yml", "--limit=debian13")
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.usefixtures("turned_on_again")
+def test_turned_off_it_is_gone_and_the_bridge_goes_on(
+    guest: Callable[..., Host], play: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    one = guest("debian13")
+    off = play(SCENARIO / "converge.yml", "--limit=debian13", '--extra-vars={"mcp_bridge_execute_python": {}}')
+    assert off.returncode == 0, off.stdout
+    for path in ("/run/local-llm-sandbox.sock", "/etc/systemd/system/local-llm-sandbox.socket"):
+        assert not one.file(path).exists
+    assert "execute_python" not in one.file("/etc/local-llm-bridge/config.yml").content_string
+    assert one.check_output("curl -s -o /dev/null -w '%{http_code}' http://127.0.0.1:8080/readyz") == "200"
