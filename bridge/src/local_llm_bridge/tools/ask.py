@@ -81,13 +81,7 @@ async def ask(
 
 
 async def _converse(context: Context, request: Request, granted: dict[str, Tool], rounds: int) -> Result:
-    functions = [
-        {
-            "type": "function",
-            "function": {"name": tool.name, "description": tool.description, "parameters": tool.schema},
-        }
-        for tool in granted.values()
-    ]
+    functions = [_function(tool) for tool in granted.values()]
     messages = list(request.messages)
     ran: list[str] = []
     read = before = 0
@@ -117,6 +111,16 @@ async def _converse(context: Context, request: Request, granted: dict[str, Tool]
     notes = (f"[What the model ran:]\n\n{report}",) if ran else ("[The model ran nothing.]",)
     completion = replace(completion, prompt_tokens=read, completion_tokens=before)
     return Result(completion.text, completion, (*_notes(completion), *notes), {"tool_calls": len(ran)})
+
+
+def _function(tool: Tool) -> dict[str, Any]:
+    """Return a tool as OpenAI has it; which model answers within it is not for the model to say."""
+    properties = {name: what for name, what in tool.schema["properties"].items() if name not in MODEL_ARGUMENTS}
+    parameters = {**tool.schema, "properties": properties}
+    return {
+        "type": "function",
+        "function": {"name": tool.name, "description": tool.description, "parameters": parameters},
+    }
 
 
 async def _call(context: Context, granted: dict[str, Tool], function: dict[str, str]) -> str:
