@@ -9,6 +9,7 @@ import subprocess
 
 import pytest
 
+from local_llm_bridge.stdio import LONGEST_LINE
 from tests.services import MODEL, PROGRAM, piped
 from tests.test_tools import TOOLS
 
@@ -57,6 +58,13 @@ def test_lines_that_are_no_messages_are_refused_and_the_session_goes_on() -> Non
     assert all(reply["id"] is None for reply in replies[:-1])
     assert "tools" in replies[-1]["result"]
     assert done.returncode == 0
+
+
+def test_a_line_without_end_ends_the_conversation_and_says_so() -> None:
+    replies, done = piped(LIST + "x" * (LONGEST_LINE + 100_000))
+    assert len(replies) == 1
+    assert done.returncode == 0
+    assert done.stderr.endswith(f"ERROR a line is longer than {LONGEST_LINE} bytes: the conversation ends\n")
 
 
 def test_an_unknown_method_is_refused() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import signal
 import stat
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from local_llm_bridge.calls import Wire
     from local_llm_bridge.config import Settings
     from local_llm_bridge.sdk_session import SdkSession
+
+log = logging.getLogger(__name__)
 
 LONGEST_LINE = 2**26
 """In bytes. What is longer ends the conversation: nobody can tell where the next message begins."""
@@ -248,8 +251,11 @@ async def _lines() -> AsyncIterator[bytes]:
         reader = asyncio.StreamReader(limit=LONGEST_LINE)
         pipe = os.fdopen(os.dup(0), "rb", buffering=0)
         await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), pipe)
-        while line := await reader.readline():
-            yield line
+        try:
+            while line := await reader.readline():
+                yield line
+        except ValueError:
+            log.error("a line is longer than %d bytes: the conversation ends", LONGEST_LINE)  # noqa: TRY400
         return
     # Files and terminals cannot be polled. A daemon, because its read cannot be interrupted.
     queue: asyncio.Queue[bytes] = asyncio.Queue()
