@@ -10,7 +10,7 @@ import subprocess
 import pytest
 
 from local_llm_bridge.stdio import LONGEST_LINE
-from tests.services import MODEL, PROGRAM, piped
+from tests.services import MODEL, PROGRAM, FakeEngine, events, piece, piped
 from tests.test_tools import TOOLS
 
 LIST = '{"jsonrpc": "2.0", "id": 1, "method": "tools/list"}\n'
@@ -58,6 +58,22 @@ def test_lines_that_are_no_messages_are_refused_and_the_session_goes_on() -> Non
     assert all(reply["id"] is None for reply in replies[:-1])
     assert "tools" in replies[-1]["result"]
     assert done.returncode == 0
+
+
+def test_whoever_reads_late_gets_all_of_it() -> None:
+    with FakeEngine(events(piece("x" * 39_000, "stop"))).running() as url:
+        environment = {"PATH": os.environ["PATH"], "LOCAL_API_URL": url, "MODEL_NAME": "m"}
+        pipe = subprocess.PIPE
+        with subprocess.Popen([PROGRAM], stdin=pipe, stdout=pipe, text=True, env=environment) as process:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            process.stdin.write("".join(call(number, f"{number}") for number in range(12)))
+            process.stdin.close()
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(2)  # 468 kB do not fit into a pipe
+            replies = [json.loads(line) for line in process.stdout]
+            assert process.wait(10) == 0
+    assert sorted(reply["id"] for reply in replies) == list(range(12))
 
 
 def test_a_line_without_end_ends_the_conversation_and_says_so() -> None:

@@ -32,6 +32,7 @@ from local_llm_bridge.progress import reporting
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
+    from typing import Self
 
     from local_llm_bridge.calls import Wire
     from local_llm_bridge.config import Settings
@@ -69,14 +70,15 @@ async def run(settings: Settings) -> None:
 async def _serve(calls: Calls) -> None:
     wire = os.dup(1)
     os.dup2(2, 1)  # whatever prints goes to stderr: the wire holds nothing but messages
-    gone = asyncio.get_running_loop().create_future()
-    session = Session(calls, await _writer(wire, gone))
+    writer = await Writer.to(wire)
+    session = Session(calls, writer.write)
     watching = asyncio.ensure_future(calls.watch_tools())
     conversation = asyncio.ensure_future(_converse(session))
     try:
-        await asyncio.wait((gone, conversation), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((writer.closed, conversation), return_when=asyncio.FIRST_COMPLETED)
         if conversation.done():
             await conversation
+            await writer.finish()
     finally:
         for task in (watching, conversation):
             task.cancel()
@@ -220,29 +222,42 @@ class Session:
         self._write(encode(message) + b"\n")
 
 
-async def _writer(wire: int, gone: asyncio.Future[None]) -> Callable[[bytes], None]:
-    """Return what writes to a file descriptor.
+class Writer(asyncio.BaseProtocol):
+    """Writes to a file descriptor; to a pipe without waiting for whoever reads it."""
 
-    Args:
-        wire: the file descriptor.
-        gone: is set when nobody reads any more.
-    """
-    if not _is_pipe(wire):
+    def __init__(self, wire: int) -> None:
+        self._wire = wire
+        self._transport: asyncio.WriteTransport | None = None
+        self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Is done when nobody reads any more."""
 
-        def write(data: bytes) -> None:
-            while data:
-                data = data[os.write(wire, data) :]
+    @classmethod
+    async def to(cls, wire: int) -> Self:
+        """Return what writes to a file descriptor."""
+        writer = cls(wire)
+        if _is_pipe(wire):
+            pipe = os.fdopen(wire, "wb", buffering=0)
+            writer._transport, _ = await asyncio.get_running_loop().connect_write_pipe(lambda: writer, pipe)
+        return writer
 
-        return write
+    def write(self, data: bytes) -> None:
+        """Write some bytes, in time."""
+        if self._transport:
+            self._transport.write(data)
+            return
+        while data:
+            data = data[os.write(self._wire, data) :]
 
-    class Protocol(asyncio.BaseProtocol):
-        def connection_lost(self, _error: Exception | None) -> None:
-            if not gone.done():
-                gone.set_result(None)
+    async def finish(self) -> None:
+        """Wait until all has been written."""
+        if self._transport:
+            self._transport.close()
+            await self.closed
 
-    pipe = os.fdopen(wire, "wb", buffering=0)
-    transport, _ = await asyncio.get_running_loop().connect_write_pipe(Protocol, pipe)
-    return transport.write
+    def connection_lost(self, _error: Exception | None) -> None:
+        """Take note that nobody reads any more."""
+        if not self.closed.done():
+            self.closed.set_result(None)
 
 
 async def _lines() -> AsyncIterator[bytes]:
