@@ -93,7 +93,7 @@ def test_wrong_arguments_are_explained(guest: Guest) -> None:
 def test_without_the_engine_the_developer_is_told_what_is_wrong(guest: Guest) -> None:
     guest("model1").check_output("systemctl stop %s", ENGINE)
     try:
-        result = call_tool(guest("dev1"), "alice", "mcp__local-llm__chat", message="Hello")
+        result = call_tool(guest("dev1"), "alice", "mcp__local-llm__chat", message="Hello", fresh=True)
     finally:
         guest("model1").check_output("systemctl start %s", ENGINE)
     assert result.is_error
@@ -106,7 +106,7 @@ def test_an_engine_that_dies_is_back_by_itself(guest: Guest) -> None:
     while guest("gateway1").run("curl -sf -m 5 http://$(hostname -I | cut -d' ' -f1):8080/readyz").failed:
         assert time.monotonic() < deadline
         time.sleep(1)
-    result = call_tool(guest("dev1"), "alice", "mcp__local-llm__chat", message="Hello")
+    result = call_tool(guest("dev1"), "alice", "mcp__local-llm__chat", message="Hello", fresh=True)
     assert result.text == ANSWERS["chat"]["Hello"]
 
 
