@@ -54,7 +54,8 @@ class Slots:
         self._waiting.setdefault(developer, deque()).append(turn)
         self.queued += 1
         try:
-            await turn
+            # Shielded: the slot may be handed over between the cancellation and the time that it is noticed here.
+            await asyncio.shield(turn)
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():
                 self._pass_on()  # the slot had just been handed over
