@@ -73,7 +73,8 @@ class Router:
         self._rules = [
             (expression, engine)
             for rule in rules
-            if (engine := self._target(rule)) and (expression := _expression(rule))
+            if (engine := self._target(rule))
+            for expression in _expressions(rule)
         ]
 
     def choose(self, text: str, good_at: str | None = None) -> Choice:
@@ -101,13 +102,13 @@ class Router:
         return next((engine for engine in self._engines if strength in engine.good_at), None)
 
 
-def _expression(rule: Rule) -> re.Pattern[str] | None:
-    """Return one expression for the whole rule; None when the rule is empty.
+def _expressions(rule: Rule) -> list[re.Pattern[str]]:
+    """Return what a rule looks for. Each pattern stays alone: it may have flags, groups and references of its own.
 
     Words of scripts that have blanks between words must stand alone ("class" is not in "classic").
     """
     words = [re.escape(word) for word in rule.keywords if word.isascii()]
     parts = [rf"(?<![A-Za-z0-9_])(?:{'|'.join(words)})(?![A-Za-z0-9_])"] if words else []
     parts += [re.escape(word) for word in rule.keywords if not word.isascii()]
-    parts += [f"(?:{pattern})" for pattern in rule.patterns]
-    return re.compile("|".join(parts), re.IGNORECASE) if parts else None
+    keywords = ["|".join(parts)] if parts else []
+    return [re.compile(expression, re.IGNORECASE) for expression in (*keywords, *rule.patterns)]
