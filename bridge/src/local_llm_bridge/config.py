@@ -27,6 +27,8 @@ from pydantic import (
 
 from local_llm_bridge.errors import ConfigError
 from local_llm_bridge.router import GUIDE_RULES, Rule
+from local_llm_bridge.texts import kind as kind_of
+from local_llm_bridge.texts import printable, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -107,9 +109,9 @@ def _http_url(value: str) -> str:
     Raises:
         ValueError: it is not an http(s) URL of a host, or carries a password.
     """
-    parts = urlsplit(value.strip())
-    if parts.username or parts.password:
+    if "@" in value:  # before anything repeats it
         raise ValueError("must not hold a user or password; a key belongs into a file")
+    parts = urlsplit(value.strip())
     if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.fragment:
         raise ValueError(f"found {value!r}; wanted http(s)://host[:port][/v1]")
     _ = parts.port  # raises ValueError when it is not a port
@@ -137,8 +139,8 @@ def _token_digest(value: str) -> str:
 def _pattern(value: str) -> str:
     try:
         re.compile(value)
-    except re.error as error:
-        raise ValueError(f"found {value!r}, which is not a regular expression: {error}") from None
+    except (re.error, OverflowError, RecursionError) as error:
+        raise ValueError(f"found {value!r:.100}, which is not a regular expression: {error}") from None
     return value
 
 
@@ -371,7 +373,11 @@ def from_environment(environment: Mapping[str, str]) -> Settings:
         raise ConfigError(f"{url_name}: {error}") from None
     _, model = first("MODEL_NAME", "OPENAI_MODEL")
     _, key_file = first("OPENAI_API_KEY_FILE")
-    key = _key_from_file(key_file, "OPENAI_API_KEY_FILE") if key_file else first("OPENAI_API_KEY")[1]
+    _, key = first("OPENAI_API_KEY")
+    if key_file:
+        key = _key_from_file(key_file, "OPENAI_API_KEY_FILE")
+    elif key:
+        key = _key(key, "OPENAI_API_KEY")
     tools_dir = first("LOCAL_LLM_TOOLS_DIR")[1]
     timeout_ms = _number("OPENAI_TIMEOUT", first("OPENAI_TIMEOUT")[1], 1000, 3_600_000, "milliseconds")
     max_retries = _number("OPENAI_MAX_RETRIES", first("OPENAI_MAX_RETRIES")[1], 0, 10, "repetitions")
@@ -392,7 +398,7 @@ def _python_of(value: str | None) -> ExecutePython | None:
 
 
 def _parse(path: Path) -> object:
-    import yaml  # noqa: PLC0415 - stdio needs no YAML
+    import yaml  # noqa: PLC0415 - settings from the environment need none
 
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -402,34 +408,30 @@ def _parse(path: Path) -> object:
         raise ConfigError(f"{path}: is not UTF-8 text") from None
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else "?"
-        raise ConfigError(f"{path}: line {line}: is not valid YAML: {error.problem}") from None
-    except yaml.YAMLError:
+        problem = re.sub("'.*'", "'…'", str(error.problem))  # what it quotes may be a secret
+        raise ConfigError(f"{path}: line {line}: is not valid YAML: {problem}") from None
+    except (yaml.YAMLError, ValueError, KeyError, AttributeError, RecursionError):
+        # PyYAML's own; the others it lets through for a value such as 2001-13-45, for lists in lists in lists.
         raise ConfigError(f"{path}: is not valid YAML") from None
 
 
 def _explain(error: Any, kind: type[_Section]) -> str:  # noqa: ANN401 - pydantic's ErrorDetails holds anything
     """Say one of pydantic's findings in the words of the file: key, found, allowed."""
     location: tuple[str | int, ...] = error["loc"]
-    key = ".".join(str(part) for part in location) or "the file"
+    key = printable(".".join(str(part) for part in location)) or "the file"
     if error["type"] == "extra_forbidden":
         section = _SECTIONS.get(str(location[0]), kind) if len(location) > 1 else kind
         known = list(section.model_fields)
         near = difflib.get_close_matches(str(location[-1]), known, n=1)
+        if location[:1] == ("developers",) and not re.fullmatch("[a-z_]{1,20}", str(location[-1])):
+            key = f"{location[0]}.{location[1]}"  # somebody may have put a token here
         return f"{key}: unknown key; " + (f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}")
     if error["type"] == "missing":
         return f"{key}: missing"
     if error["type"] == "value_error":
         return f"{key}: {error['ctx']['error']}"
-    value = error["input"]
-    found = f"found {value!r:.100}" if isinstance(value, str | int | float) else f"found {_kind(value)}"
-    if "token" in key or "key" in key:
-        found = f"found {_kind(value)}"
-    return f"{key}: {found}; {_lower_first(error['msg'])}"
-
-
-def _kind(value: object) -> str:
-    names = {dict: "a mapping", list: "a list", str: "a text", bool: "true or false", type(None): "nothing"}
-    return names.get(type(value), "a number")
+    secret = "token" in key or "key" in key or (location[:1] == ("developers",) and location[-1] != "name")
+    return f"{key}: found {kind_of(error['input']) if secret else shown(error['input'])}; {_lower_first(error['msg'])}"
 
 
 def _lower_first(text: str) -> str:
@@ -463,12 +465,20 @@ def _key_from_file(name: str, setting: str) -> str:
                 f"give the service LoadCredential={name}:/path, or write an absolute path"
             )
         path = Path(directory, name)
+    source = f"{setting}: {printable(str(path))}"
     try:
-        key = path.read_text(encoding="utf-8").strip()
+        key = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise ConfigError(f"{setting}: {path}: cannot be read: {error.strerror}") from None
+        raise ConfigError(f"{source}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
         key = ""
+    except ValueError:
+        raise ConfigError(f"{source}: is no name of a file") from None
+    return _key(key, source)
+
+
+def _key(text: str, source: str) -> str:
+    key = text.strip()
     if not re.fullmatch(r"[\x21-\x7e]+", key):
-        raise ConfigError(f"{setting}: {path}: must hold one key: one line of printable characters without blanks")
+        raise ConfigError(f"{source}: must hold one key: one line of printable characters without blanks")
     return key

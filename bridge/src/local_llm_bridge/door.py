@@ -47,6 +47,14 @@ class Door:
         """Answer one request."""
         if scope["type"] != "http":
             return
+        try:
+            await self._answer(scope, receive, send)
+        except RuntimeError as error:
+            # uvicorn does not tell a request that its client has gone if the client has sent another one after it.
+            if "closed=True" not in str(error):
+                raise
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = _headers(scope)
         response: Response | None
         match scope["path"]:

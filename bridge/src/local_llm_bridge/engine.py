@@ -66,6 +66,12 @@ class _Attempt:
     outcome: aiohttp.ClientResponse | Exception | None = None
     """What the latest try met and nobody has looked at yet; None: it has to be tried."""
     response: aiohttp.ClientResponse | None = None
+    reused: bool = False
+    """Whether the latest try went out over a connection that had been kept open."""
+
+
+async def _note_reuse(_session: object, context: Any, _params: object) -> None:  # noqa: ANN401 - aiohttp's namespace
+    context.trace_request_ctx.reused = True
 
 
 _attempt: contextvars.ContextVar[_Attempt] = contextvars.ContextVar("attempt")
@@ -189,7 +195,10 @@ class EngineClient:
 
         if self._session is None:
             gc.freeze()  # what has been imported stays: nobody need look for garbage in it
+            trace = aiohttp.TraceConfig()
+            trace.on_connection_reuseconn.append(_note_reuse)
             self._session = aiohttp.ClientSession(
+                trace_configs=[trace],
                 connector=aiohttp.TCPConnector(limit=0),  # how many calls at once is decided before
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S),
                 headers=self._headers,
@@ -203,16 +212,17 @@ class EngineClient:
             data=attempt.body,
             proxy=self._proxy,
             allow_redirects=False,
+            trace_request_ctx=attempt,
         )
-        try:
+        while True:
+            attempt.reused = False
             try:
                 return await request()
-            except aiohttp.ClientConnectionResetError:
-                # The engine closed a connection that was kept open, before anything was sent. llama.cpp does so after
-                # every stream.
-                return await request()
-        except (aiohttp.ClientError, TimeoutError) as error:
-            return error
+            except (aiohttp.ClientError, TimeoutError) as error:
+                # The engine closed a connection that was kept open, as llama.cpp does after every stream. Each such
+                # try uses up one of them; a new one says what is really the matter.
+                if not (attempt.reused and isinstance(error, aiohttp.ClientConnectionError)):
+                    return error
 
     async def _send_again(self, attempt: _Attempt, max_retries: int) -> aiohttp.ClientResponse:
         """Have the openai client judge what the first try met; it repeats the request where that may help."""

@@ -14,6 +14,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from local_llm_bridge.errors import RefusedFileError
+from local_llm_bridge.texts import printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -254,4 +255,4 @@ def _shown(name: str) -> str:
     """Return a name on one line, without what cannot be printed, and not too long."""
     if len(name) > _LONGEST_SHOWN:
         name = f"{name[: _LONGEST_SHOWN // 2]}…{name[-_LONGEST_SHOWN // 2 :]}"
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in name)
+    return printable(name)

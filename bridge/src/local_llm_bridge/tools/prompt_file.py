@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from local_llm_bridge.errors import BadArgumentsError, ConfigError
+from local_llm_bridge.texts import printable, shown
 from local_llm_bridge.tools.ask import MODEL_ARGUMENTS, Prompt, ask
 from local_llm_bridge.tools.tool import Tool
 
@@ -146,7 +147,7 @@ def read(path: Path) -> PromptFile:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else 1
         raise ConfigError(f"{path}: line {line}: is not valid YAML: {error.problem}") from None
-    except (yaml.YAMLError, ValueError, RecursionError):
+    except (yaml.YAMLError, ValueError, KeyError, AttributeError, RecursionError):
         raise ConfigError(f"{path}: line 1: is not valid YAML") from None
     lines = _lines(node) if node else {}
     try:
@@ -165,13 +166,12 @@ def _told(path: Path, lines: Mapping[tuple[str | int, ...], int], error: Any) ->
         return f"{place}unknown key; " + (f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}")
     if error["type"] == "missing":
         return f"{place}missing"
-    found = f"found {error['input']!r:.100}" if isinstance(error["input"], str | int | float) else "found another kind"
-    return f"{place}{found}; {error['msg'][:1].lower()}{error['msg'][1:]}"
+    return f"{place}found {shown(error['input'])}; {error['msg'][:1].lower()}{error['msg'][1:]}"
 
 
 def _place(path: Path, lines: Mapping[tuple[str | int, ...], int], location: tuple[str | int, ...]) -> str:
     line = next((lines[location[:end]] for end in range(len(location), 0, -1) if location[:end] in lines), 1)
-    key = ".".join(str(part) for part in location)
+    key = printable(".".join(str(part) for part in location))
     return f"{path}: line {line}: {key + ': ' if key else ''}"
 
 

@@ -1,0 +1,257 @@
+"""What has been asked before is not asked again, and nobody gets what was not meant for them."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import threading
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import pytest
+
+from local_llm_bridge.backend import Backend, Request
+from local_llm_bridge.cache import Cache
+from local_llm_bridge.calls import Call, Calls
+from local_llm_bridge.config import Engine, Settings
+from local_llm_bridge.errors import EngineBusyError
+from tests.services import TOKEN, FakeEngine, answer, events, piece, serving, text_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+pytestmark = pytest.mark.anyio
+
+BOBS_TOKEN = "bobs-token-for-tests"
+
+
+class Source:
+    """Answers with the number of times that it was asked, when it may."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.may_answer = asyncio.Event()
+        self.may_answer.set()
+        self.error: Exception | None = None
+
+    async def __call__(self) -> str:
+        self.asked += 1
+        number = self.asked
+        await self.may_answer.wait()
+        if self.error:
+            raise self.error
+        return f"answer {number}"
+
+
+def always(_: str) -> bool:
+    return True
+
+
+def never(_: str) -> bool:
+    return False
+
+
+async def test_a_kept_answer_is_not_asked_for_again() -> None:
+    cache, source = Cache[str](10, 60), Source()
+    assert await cache.get(b"k", source, always) == ("answer 1", False)
+    assert await cache.get(b"k", source, always) == ("answer 1", True)
+    assert await cache.get(b"other", source, always) == ("answer 2", False)
+
+
+async def test_the_least_recently_used_answer_goes_first() -> None:
+    cache, source = Cache[str](2, 60), Source()
+    await cache.get(b"old", source, always)
+    await cache.get(b"older", source, always)
+    await cache.get(b"old", source, always)
+    await cache.get(b"new", source, always)
+    assert await cache.get(b"old", source, always) == ("answer 1", True)
+    assert await cache.get(b"new", source, always) == ("answer 3", True)
+    assert await cache.get(b"older", source, always) == ("answer 4", False)
+
+
+async def test_an_answer_is_good_for_so_long() -> None:
+    cache, source = Cache[str](10, 0.5), Source()
+    await cache.get(b"k", source, always)
+    assert await cache.get(b"k", source, always) == ("answer 1", True)
+    await asyncio.sleep(0.6)
+    assert await cache.get(b"k", source, always) == ("answer 2", False)
+
+
+async def test_without_entries_nothing_is_kept() -> None:
+    cache, source = Cache[str](0, 60), Source()
+    assert await cache.get(b"k", source, always) == ("answer 1", False)
+    assert await cache.get(b"k", source, always) == ("answer 2", False)
+
+
+async def test_what_is_not_worth_keeping_is_not_kept() -> None:
+    cache, source = Cache[str](10, 60), Source()
+    assert await cache.get(b"k", source, never) == ("answer 1", False)
+    assert await cache.get(b"k", source, always) == ("answer 2", False)
+
+
+@pytest.mark.parametrize("entries", [0, 10])
+async def test_ten_who_ask_at_once_ask_once(entries: int) -> None:
+    cache, source = Cache[str](entries, 60), Source()
+    source.may_answer.clear()
+    calls = [asyncio.create_task(cache.get(b"k", source, always)) for _ in range(10)]
+    await asyncio.sleep(0.01)
+    source.may_answer.set()
+    results = await asyncio.gather(*calls)
+    assert source.asked == 1
+    assert results == [("answer 1", False)] + [("answer 1", True)] * 9
+
+
+async def test_when_the_one_who_asked_goes_away_another_one_asks() -> None:
+    cache, source = Cache[str](10, 60), Source()
+    source.may_answer.clear()
+    calls = [asyncio.create_task(cache.get(b"k", source, always)) for _ in range(5)]
+    await asyncio.sleep(0.01)
+    calls[0].cancel()
+    await asyncio.sleep(0.01)
+    assert source.asked == 2
+    source.may_answer.set()
+    with anyio.fail_after(2):
+        results = await asyncio.gather(*calls, return_exceptions=True)
+    assert isinstance(results[0], asyncio.CancelledError)
+    assert results[1:] == [("answer 2", False)] + [("answer 2", True)] * 3
+
+
+async def test_one_who_waits_and_goes_away_does_not_stop_the_others() -> None:
+    cache, source = Cache[str](10, 60), Source()
+    source.may_answer.clear()
+    calls = [asyncio.create_task(cache.get(b"k", source, always)) for _ in range(3)]
+    await asyncio.sleep(0.01)
+    calls[1].cancel()
+    await asyncio.sleep(0.01)
+    source.may_answer.set()
+    results = await asyncio.gather(*calls, return_exceptions=True)
+    assert isinstance(results[1], asyncio.CancelledError)
+    assert (results[0], results[2]) == (("answer 1", False), ("answer 1", True))
+
+
+async def test_an_error_goes_to_all_who_wait_and_is_not_kept() -> None:
+    cache, source = Cache[str](10, 60), Source()
+    source.may_answer.clear()
+    source.error = EngineBusyError("busy")
+    calls = [asyncio.create_task(cache.get(b"k", source, always)) for _ in range(3)]
+    await asyncio.sleep(0.01)
+    source.may_answer.set()
+    results = await asyncio.gather(*calls, return_exceptions=True)
+    assert [type(result) for result in results] == [EngineBusyError] * 3
+    assert source.asked == 1
+    source.error = None
+    assert await cache.get(b"k", source, always) == ("answer 2", False)
+
+
+def test_what_stands_in_which_part_makes_another_key() -> None:
+    keys = [Cache.key(b"ab", b"c"), Cache.key(b"a", b"bc"), Cache.key(b"abc"), Cache.key(b"abc", b"")]
+    assert len(set(keys)) == 4
+    assert Cache.key(b"x" * 10**6, b"y") == Cache.key(b"x" * 10**6, b"y")
+
+
+@pytest.fixture
+def engine() -> FakeEngine:
+    """An engine that counts how often it is asked."""
+    return FakeEngine(events(piece("hello", "stop")))
+
+
+@pytest.fixture
+def url(engine: FakeEngine) -> Iterator[str]:
+    with engine.running() as address:
+        yield address
+
+
+async def results_of(calls: Calls, *many: Call) -> list[dict[str, Any]]:
+    try:
+        return [await calls.run(call) for call in many]
+    finally:
+        await calls.close()
+
+
+async def test_the_result_tells_whether_it_came_from_the_cache(engine: FakeEngine, url: str) -> None:
+    calls = Calls(Settings(engines=(Engine("m", url),)))
+    question = {"message": "hi"}
+    results = await results_of(
+        calls, Call("chat", question), Call("chat", question), Call("chat", {**question, "fresh": True})
+    )
+    assert [result["_meta"]["cached"] for result in results] == [False, True, False]
+    assert [result["content"][0]["text"] for result in results] == ["hello"] * 3
+    assert len(engine.requests) == 2
+
+
+async def test_ten_identical_calls_at_once_reach_the_engine_once(engine: FakeEngine, url: str) -> None:
+    calls = Calls(Settings(engines=(Engine("m", url, concurrency=1, queue=0),)))
+    results = await asyncio.gather(*(calls.run(Call("chat", {"message": "hi"})) for _ in range(10)))
+    await calls.close()
+    assert len(engine.requests) == 1
+    assert sorted(result["_meta"]["cached"] for result in results) == [False] + [True] * 9
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"temperature": 0.1},
+        {"model": "other"},
+        {"max_tokens": 5},
+        {"messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "hi"}]},
+        {"messages": [{"role": "user", "content": "hi "}]},
+        {"tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]},
+        {"developer": "bob"},
+    ],
+    ids=lambda changed: next(iter(changed)),
+)
+async def test_another_request_is_another_entry(engine: FakeEngine, url: str, changed: dict[str, Any]) -> None:
+    same: dict[str, Any] = {
+        "messages": [{"role": "user", "content": "hi"}],
+        "model": "m",
+        "temperature": 0.7,
+        "max_tokens": 100,
+        "developer": "alice",
+    }
+    backend = Backend(Settings(engines=(Engine("m", url), Engine("other", url))))
+    for request in (same, {**same, **changed}, same, {**same, **changed}):
+        await backend.complete(Request(**request))
+    await backend.close()
+    assert len(engine.requests) == 2
+
+
+@pytest.mark.parametrize("shared", [False, True])
+async def test_one_developer_gets_anothers_answer_only_where_the_operator_shares_them(
+    engine: FakeEngine, url: str, tmp_path: Path, *, shared: bool
+) -> None:
+    tokens = {"alice": TOKEN, "bob": BOBS_TOKEN}
+    developers = [
+        {"name": name, "token_sha256": hashlib.sha256(token.encode()).hexdigest()} for name, token in tokens.items()
+    ]
+    cached = []
+    with serving(tmp_path, url, developers=developers, cache={"shared": shared}) as bridge:
+        for token in (TOKEN, BOBS_TOKEN, TOKEN, BOBS_TOKEN):
+            async with bridge.client(token=token) as client:
+                result = await client.call_tool("chat", {"message": "hi"})
+            assert text_of(result) == "hello"
+            assert result.meta is not None
+            cached.append(result.meta["cached"])
+    assert cached == ([False, True, True, True] if shared else [False, False, True, True])
+    assert len(engine.requests) == (1 if shared else 2)
+
+
+async def test_an_answer_that_the_deadline_cut_is_not_kept() -> None:
+    engine = FakeEngine(events(piece("Once upon"), done=False), hold=threading.Event())
+    with engine.running() as url:
+        calls = Calls(Settings(engines=(Engine("m", url),), timeout_s=0.6))
+        results = await results_of(calls, *[Call("chat", {"message": "hi"})] * 2)
+    assert [result["content"][0]["text"] for result in results] == ["Once upon"] * 2
+    assert [result["_meta"]["cached"] for result in results] == [False, False]
+    assert len(engine.requests) == 2
+
+
+async def test_an_engines_failure_is_not_kept(engine: FakeEngine, url: str) -> None:
+    good = engine.reply
+    engine.reply = answer("500 Internal Server Error", "text/plain", "no")
+    calls = Calls(Settings(engines=(Engine("m", url),), max_retries=0))
+    assert (await calls.run(Call("chat", {"message": "hi"})))["isError"]
+    engine.reply = good
+    (result,) = await results_of(calls, Call("chat", {"message": "hi"}))
+    assert not result["isError"]
+    assert not result["_meta"]["cached"]

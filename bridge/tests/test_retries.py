@@ -1,0 +1,272 @@
+"""A request that may succeed later is repeated as the engine wishes; what cannot succeed, or has begun, is not."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from local_llm_bridge.calls import Call, Calls
+from local_llm_bridge.config import CacheSettings, Engine, Settings
+from tests.services import ENGINE_KEY, MODEL, FakeEngine, Listener, answer, events, piece, piped, request_of
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Iterator
+
+pytestmark = pytest.mark.anyio
+
+GOOD = events(piece("hello", "stop"))
+HALF = events(piece("half"), done=False)
+
+
+def refusal(status: str, *headers: str) -> bytes:
+    """Return an engine's refusal with further headers."""
+    head, _, body = answer(status, "application/json", '{"error": {"message": "no"}}').partition(b"\r\n\r\n")
+    return b"\r\n".join([head, *(header.encode() for header in headers)]) + b"\r\n\r\n" + body
+
+
+AT_ONCE = "retry-after-ms: 5"
+BUSY = refusal("503 Service Unavailable", AT_ONCE)
+
+
+class ScriptedEngine:
+    """Gives one answer after another, the last one for ever: what a real engine cannot be made to do."""
+
+    def __init__(self, *replies: bytes) -> None:
+        self._replies = replies
+        self.times: list[float] = []
+
+    @contextmanager
+    def running(self) -> Iterator[str]:
+        listener = Listener(self._handle)
+        try:
+            yield listener.url
+        finally:
+            listener.close()
+
+    def _handle(self, connection: socket.socket) -> None:
+        request_of(connection)
+        self.times.append(time.monotonic())
+        connection.sendall(self._replies[min(len(self.times), len(self._replies)) - 1])
+
+
+async def ask(url: str, max_retries: int = 2, times: int = 1) -> list[dict[str, Any]]:
+    """Ask an engine some times; gives the results."""
+    calls = Calls(Settings(engines=(Engine("m", url),), max_retries=max_retries, cache=CacheSettings(entries=0)))
+    try:
+        return [await calls.run(Call("chat", {"message": "hi"})) for _ in range(times)]
+    finally:
+        await calls.close()
+
+
+def text(result: dict[str, Any]) -> str:
+    return str(result["content"][0]["text"])
+
+
+async def test_the_engines_wish_when_to_come_again_is_respected() -> None:
+    engine = ScriptedEngine(refusal("503 Service Unavailable", "retry-after: 1"), GOOD)
+    with engine.running() as url:
+        (result,) = await ask(url)
+    assert text(result) == "hello"
+    first, second = engine.times
+    assert 1 <= second - first < 8
+
+
+@pytest.mark.parametrize("retries", [0, 1, 3])
+async def test_so_many_repetitions_and_no_more(retries: int) -> None:
+    engine = ScriptedEngine(BUSY)
+    with engine.running() as url:
+        (result,) = await ask(url, max_retries=retries)
+    assert result["isError"]
+    assert "busy or still loading (HTTP 503: no)" in text(result)
+    assert len(engine.times) == 1 + retries
+
+
+@pytest.mark.parametrize("status", ["408 Request Timeout", "429 Too Many Requests", "500 Internal Server Error"])
+async def test_what_may_pass_is_asked_again(status: str) -> None:
+    engine = ScriptedEngine(refusal(status, AT_ONCE), refusal(status, AT_ONCE), GOOD)
+    with engine.running() as url:
+        (result,) = await ask(url)
+    assert text(result) == "hello"
+    assert len(engine.times) == 3
+
+
+@pytest.mark.parametrize("status", ["400 Bad Request", "401 Unauthorized", "403 Forbidden", "404 Not Found"])
+async def test_what_cannot_succeed_is_not_asked_again(status: str) -> None:
+    engine = ScriptedEngine(refusal(status, AT_ONCE), GOOD)
+    with engine.running() as url:
+        (result,) = await ask(url, max_retries=5)
+    assert result["isError"]
+    assert f"HTTP {status[:3]}" in text(result)
+    assert len(engine.times) == 1
+
+
+@pytest.mark.parametrize(
+    ("reply", "words"),
+    [
+        (HALF, "half"),
+        (events({"error": {"message": "out of memory"}}), "out of memory"),
+        (events("{ no JSON"), "not a chat completion"),
+        (events(), "without a finish reason"),
+        (answer("200 OK", "text/html", "<h1>It works!</h1>"), "text/html"),
+    ],
+)
+async def test_nothing_is_repeated_after_the_first_byte(reply: bytes, words: str) -> None:
+    engine = ScriptedEngine(reply, GOOD)
+    with engine.running() as url:
+        (result,) = await ask(url, max_retries=5)
+    assert result["isError"]
+    assert words in text(result)
+    assert len(engine.times) == 1
+
+
+async def test_an_engine_that_hangs_up_without_a_word_is_asked_again() -> None:
+    engine = ScriptedEngine(b"", GOOD)
+    with engine.running() as url:
+        (result,) = await ask(url)
+    assert text(result) == "hello"
+    assert len(engine.times) == 2
+
+
+def chunked(*data: object) -> bytes:
+    """Return a stream of events after which the connection may be used again."""
+    body = events(*data).partition(b"\r\n\r\n")[2]
+    head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+    return head + b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)
+
+
+@pytest.mark.parametrize("closes_after_s", [0.0, 0.05, None])
+async def test_a_connection_that_the_engine_has_closed_costs_no_failure(closes_after_s: float | None) -> None:
+    connections = 0
+
+    def handle(connection: socket.socket) -> None:
+        nonlocal connections
+        connections += 1
+        while True:
+            request_of(connection)
+            connection.sendall(chunked(piece("hello", "stop")))
+            if closes_after_s is not None:
+                time.sleep(closes_after_s)
+                return
+
+    listener = Listener(handle)
+    try:
+        results = await ask(listener.url, max_retries=0, times=12)
+    finally:
+        listener.close()
+    assert [text(result) for result in results] == ["hello"] * 12
+    # Where it may, the bridge uses the connection again: then the other two cases are about such a connection.
+    assert connections == (1 if closes_after_s is None else 12)
+
+
+async def test_a_real_engine_can_be_asked_again_and_again_without_a_pause(engine: str) -> None:
+    # llama.cpp keeps a connection open and closes it after the stream.
+    settings = Settings(
+        engines=(Engine(MODEL, engine, api_key=ENGINE_KEY),), max_retries=0, cache=CacheSettings(entries=0)
+    )
+    calls = Calls(settings)
+    try:
+        results = [await calls.run(Call("chat", {"message": "ping"})) for _ in range(12)]
+    finally:
+        await calls.close()
+    assert [text(result) for result in results] == ["pong"] * 12
+
+
+async def test_an_engine_that_hangs_up_is_asked_once_where_nothing_is_to_be_repeated() -> None:
+    engine = ScriptedEngine(b"", GOOD)
+    with engine.running() as url:
+        (result,) = await ask(url, max_retries=0)
+    assert result["isError"]
+    assert "cannot be reached: Server disconnected" in text(result)
+    assert len(engine.times) == 1
+
+
+def call(number: int = 1) -> str:
+    params = {"name": "chat", "arguments": {"message": "hi"}}
+    return json.dumps({"jsonrpc": "2.0", "id": number, "method": "tools/call", "params": params}) + "\n"
+
+
+LIST = '{"jsonrpc": "2.0", "id": 0, "method": "tools/list"}\n'
+
+
+@pytest.mark.parametrize("retries", ["0", "2"])
+def test_the_environment_sets_the_number_of_repetitions(retries: str) -> None:
+    engine = ScriptedEngine(BUSY)
+    with engine.running() as url:
+        (reply,), _ = piped(call(), LOCAL_API_URL=url, MODEL_NAME="m", OPENAI_MAX_RETRIES=retries)
+    assert reply["result"]["isError"]
+    assert len(engine.times) == 1 + int(retries)
+
+
+@contextmanager
+def proxy() -> Iterator[tuple[str, list[str]]]:
+    """Run what takes requests as a proxy and answers them itself; gives its address and the first lines it got."""
+    lines: list[str] = []
+
+    def handle(connection: socket.socket) -> None:
+        data = connection.recv(65536)
+        lines.append(data.partition(b"\r\n")[0].decode())
+        connection.sendall(events(piece("through the proxy", "stop")))
+
+    listener = Listener(handle)
+    try:
+        yield listener.url.removesuffix("/v1"), lines
+    finally:
+        listener.close()
+
+
+def test_a_proxy_of_the_environment_is_used() -> None:
+    with proxy() as (address, lines):
+        (reply,), _ = piped(call(), LOCAL_API_URL="http://engine.invalid:8000", MODEL_NAME="m", http_proxy=address)
+    assert text(reply["result"]) == "through the proxy"
+    assert lines == ["POST http://engine.invalid:8000/v1/chat/completions HTTP/1.1"]
+
+
+@pytest.mark.parametrize("exempt", ["127.0.0.1", "example.com,127.0.0.1", "*"])
+def test_an_exempt_engine_is_asked_without_the_proxy(exempt: str) -> None:
+    engine = FakeEngine(GOOD)
+    with proxy() as (address, lines), engine.running() as url:
+        (reply,), _ = piped(call(), LOCAL_API_URL=url, MODEL_NAME="m", http_proxy=address, no_proxy=exempt)
+    assert text(reply["result"]) == "hello"
+    assert not lines
+    assert len(engine.requests) == 1
+
+
+def imported(url: str) -> tuple[set[str], list[dict[str, Any]]]:
+    """List the tools and ask once over stdio; gives the packages that this imported, and the replies."""
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "local_llm_bridge"],
+        input=LIST + call(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+        env={"PATH": os.environ["PATH"], "LOCAL_API_URL": url, "MODEL_NAME": "m", "OPENAI_MAX_RETRIES": "0"},
+    )
+    modules = re.findall(r"^import time: .*\| +(\S+)$", done.stderr, re.MULTILINE)
+    return {module.partition(".")[0] for module in modules}, [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_openai_and_the_sdk_are_not_imported_for_what_goes_well() -> None:
+    with FakeEngine(GOOD).running() as url:
+        packages, (listing, reply) = imported(url)
+    assert listing["result"]["tools"]
+    assert text(reply["result"]) == "hello"
+    assert "aiohttp" in packages
+    assert packages & {"openai", "httpx2", "mcp", "starlette", "uvicorn", "prometheus_client"} == set()
+
+
+def test_openai_is_imported_to_judge_a_failure() -> None:
+    with FakeEngine(BUSY).running() as url:
+        packages, (_, reply) = imported(url)
+    assert reply["result"]["isError"]
+    assert "openai" in packages
+    assert "mcp" not in packages
