@@ -153,6 +153,17 @@ def test_bodies_that_are_no_messages_are_the_callers_fault(bridge: Bridge, body:
     assert "Traceback" not in bridge.log.read_text()
 
 
+def test_a_client_that_goes_with_several_requests_under_way_leaves_no_traceback(bridge: Bridge) -> None:
+    head = "".join(f"{name}: {value}\r\n" for name, value in HEADERS.items())
+    request = f"POST /mcp HTTP/1.1\r\nHost: 127.0.0.1\r\n{head}Content-Length: 1\r\n\r\n{{".encode()
+    for _ in range(5):
+        with socket.create_connection(("127.0.0.1", bridge.port)) as connection:
+            connection.sendall(request * 3)
+    assert bridge.http("/healthz")[0] == 200
+    time.sleep(0.5)
+    assert "Traceback" not in bridge.log.read_text()
+
+
 def modern(bridge: Bridge, method: str, **params: object) -> tuple[int, str, Message]:
     """Send one request of the protocol of 2026-07-28, byte by byte as it goes over the wire."""
     meta = {

@@ -423,7 +423,7 @@ def expected(lines: list[bytes]) -> tuple[Counter[str], Counter[str]]:
     more: Counter[str] = Counter({"invalid": len(lines)})
     for line in lines:
         try:
-            message = json.loads(line + b"\n")  # with it, UTF-16 is none
+            message = json.loads(line.decode())
         except (ValueError, RecursionError):
             answers["parse error"] += bool(line.strip())
             continue

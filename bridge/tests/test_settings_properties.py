@@ -334,3 +334,49 @@ def test_any_environment_gives_settings_or_an_error_without_the_key(
 @pytest.mark.parametrize("name", VARIABLES)
 def test_an_empty_variable_counts_as_not_set(name: str) -> None:
     assert config.from_environment({name: ""}) == config.from_environment({})
+
+
+def with_pattern(pattern: str) -> bytes:
+    return yaml_of({**good(), "routing": [{"good_at": "code", "patterns": [pattern]}]})
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(f"listen: {value}".encode() for value in ("2001-13-45", "2001-01-01T99:00:00Z", "0x_", "9" * 5000)),
+        *(f"listen: {value}".encode() for value in ("!!int x", "!!float x", "!!bool x", '!!timestamp "x"')),
+        b"[" * 20_000,
+        b"- " * 5_000 + b"x",
+        b"listen: {port: 0x" + b"f" * 5000 + b"}",
+        with_pattern("a{99999999999}"),
+        with_pattern("(" * 5000 + ")" * 5000),
+        yaml_of({**good(), "models": [{"name": "m", "url": "http://e", "context": 4096, "api_key_file": "/a\0b"}]}),
+        yaml_of({**good(), "models": [{"name": "m", "url": "http://e", "context": 4096, "api_key_file": "/a\nb"}]}),
+        yaml_of({**good(), "a\nb": 1}),
+        yaml_of({**good(), "a\ufeffb": 1}),
+        yaml_of({**good(), "a\x1bb": 1}),
+    ],
+)
+def test_what_a_parser_chokes_on_is_told_in_one_line(tmp_path: Path, content: bytes) -> None:
+    assert isinstance(read(tmp_path, content), str)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"developers": SECRET},
+        {"developers": [SECRET]},
+        {"developers": [{SECRET: "alice"}]},
+        {"developers": [{"name": "alice", "token_sha256": [SECRET]}]},
+        f"token_sha256: *{SECRET}".encode(),
+        f"token_sha256: !{SECRET} x".encode(),
+        *(
+            {"models": [{"name": "m", "url": url, "context": 4096}]}
+            for url in (f"http://u:{SECRET}@e\u2100/v1", f"u:{SECRET}@e/v1", f"http:/u:{SECRET}@e/v1")
+        ),
+    ],
+)
+def test_a_secret_in_the_wrong_place_is_not_repeated(tmp_path: Path, content: dict[str, Any] | bytes) -> None:
+    told = read(tmp_path, content if isinstance(content, bytes) else {**good(), **content})
+    assert isinstance(told, str)
+    assert SECRET not in told

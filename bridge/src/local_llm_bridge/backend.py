@@ -129,8 +129,9 @@ class _Answer:
             self.tokens += 1
             if self.first_token_s is None:
                 self.first_token_s = time.monotonic() - self.started
-        for part in delta.get("tool_calls") or ():
-            self._add_tool_call(part)
+        if parts := delta.get("tool_calls"):
+            for part in parts:
+                self._add_tool_call(part)
         if reason := choice.get("finish_reason"):
             self.finish_reason = reason
 

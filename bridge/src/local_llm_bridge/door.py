@@ -15,7 +15,7 @@ from local_llm_bridge.metrics import Metrics
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from starlette.types import Receive, Scope, Send
+    from starlette.types import Message, Receive, Scope, Send
 
     from local_llm_bridge.calls import Calls
     from local_llm_bridge.config import ServeSettings
@@ -47,12 +47,16 @@ class Door:
         """Answer one request."""
         if scope["type"] != "http":
             return
-        try:
-            await self._answer(scope, receive, send)
-        except RuntimeError as error:
-            # uvicorn does not tell a request that its client has gone if the client has sent another one after it.
-            if "closed=True" not in str(error):
-                raise
+
+        async def send_if_there(message: Message) -> None:
+            try:
+                await send(message)
+            except RuntimeError as error:
+                # uvicorn does not notice that a client has gone which has sent another request after this one.
+                if "closed=True" not in str(error):
+                    raise
+
+        await self._answer(scope, receive, send_if_there)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = _headers(scope)

@@ -164,7 +164,7 @@ def _parsed(body: bytes, headers: Mapping[str, str]) -> object:
     ):
         return None
     try:
-        return json.loads(body)
+        return json.loads(body.decode())  # of bytes, json would guess the encoding
     except (ValueError, RecursionError):
         return None
 

@@ -19,6 +19,8 @@ class _JournalFormatter(logging.Formatter):
 
 def configure() -> None:
     """Send the bridge's log to stderr; of the libraries only what went wrong."""
+    # What no line of ours shows need not be found out for each.
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     handler = logging.StreamHandler(sys.stderr)
     if os.environ.get("JOURNAL_STREAM"):
         handler.setFormatter(_JournalFormatter("%(message)s"))

@@ -114,7 +114,7 @@ class Session:
     async def receive(self, line: bytes) -> None:
         """Take in one line."""
         try:
-            message = json.loads(line)
+            message = json.loads(line.decode())  # of bytes, json would guess the encoding
         except (ValueError, RecursionError):
             self._send({"jsonrpc": "2.0", "id": None, "error": _PARSE_ERROR})
             return
@@ -263,14 +263,23 @@ class Writer(asyncio.BaseProtocol):
 async def _lines() -> AsyncIterator[bytes]:
     """Yield the lines of standard input."""
     if _is_pipe(0):
-        reader = asyncio.StreamReader(limit=LONGEST_LINE)
+        reader = asyncio.StreamReader()
         pipe = os.fdopen(os.dup(0), "rb", buffering=0)
         await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), pipe)
-        try:
-            while line := await reader.readline():
-                yield line
-        except ValueError:
-            log.error("a line is longer than %d bytes: the conversation ends", LONGEST_LINE)  # noqa: TRY400
+        parts: list[bytes] = []
+        size = 0
+        # Not readline(): it costs as much as the rest of reading, for each of the lines that come together.
+        while data := await reader.read(2**18):
+            end, *others = data.split(b"\n")
+            parts.append(end)
+            size += len(end)
+            if size > LONGEST_LINE:
+                log.error("a line is longer than %d bytes: the conversation ends", LONGEST_LINE)
+                return
+            for other in others:
+                yield b"".join(parts)
+                parts, size = [other], len(other)
+        yield b"".join(parts)
         return
     # Files and terminals cannot be polled. A daemon, because its read cannot be interrupted.
     queue: asyncio.Queue[bytes] = asyncio.Queue()
