@@ -152,6 +152,21 @@ class FakeEngine:
             self.hold.wait(60)
 
 
+class ScriptedEngine(FakeEngine):
+    """Answers one request after another as written, the last answer for ever."""
+
+    def __init__(self, *replies: bytes) -> None:
+        super().__init__(replies[-1])
+        self._replies = replies
+        self.times: list[float] = []
+        """When each request came, by time.monotonic()."""
+
+    def _handle(self, connection: socket.socket) -> None:
+        self.requests.append(request_of(connection))
+        self.times.append(time.monotonic())
+        connection.sendall(self._replies[min(len(self.requests), len(self._replies)) - 1])
+
+
 @contextmanager
 def relay(url: str, size: int, then: Callable[[], object]) -> Iterator[str]:
     """Stand between bridge and engine and do something once, when the engine has sent `size` bytes."""

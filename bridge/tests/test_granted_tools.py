@@ -17,17 +17,15 @@ from tests.services import (
     MODEL,
     PROGRAM,
     FakeEngine,
-    Listener,
+    ScriptedEngine,
     events,
     piece,
-    request_of,
     stdio,
     text_of,
     texts_of,
 )
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Iterator
     from pathlib import Path
 
@@ -50,18 +48,10 @@ END_OF_CALLS = {"choices": [{"index": 0, "delta": {}, "finish_reason": "tool_cal
 
 @contextmanager
 def scripted(*replies: bytes) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """Run a stand-in for an engine that answers one request after the other as written, the last again and again."""
-    requests: list[dict[str, Any]] = []
-
-    def handle(connection: socket.socket) -> None:
-        requests.append(request_of(connection))
-        connection.sendall(replies[min(len(requests), len(replies)) - 1])
-
-    listener = Listener(handle)
-    try:
-        yield listener.url, requests
-    finally:
-        listener.close()
+    """Run a stand-in for an engine that answers as written; gives its address and what it was asked."""
+    engine = ScriptedEngine(*replies)
+    with engine.running() as url:
+        yield url, engine.requests
 
 
 def tools_folder(folder: Path, *tools: dict[str, Any]) -> str:

@@ -15,7 +15,18 @@ import pytest
 
 from local_llm_bridge.calls import Call, Calls
 from local_llm_bridge.config import CacheSettings, Engine, Settings
-from tests.services import ENGINE_KEY, MODEL, FakeEngine, Listener, answer, events, piece, piped, request_of
+from tests.services import (
+    ENGINE_KEY,
+    MODEL,
+    FakeEngine,
+    Listener,
+    ScriptedEngine,
+    answer,
+    events,
+    piece,
+    piped,
+    request_of,
+)
 
 if TYPE_CHECKING:
     import socket
@@ -35,27 +46,6 @@ def refusal(status: str, *headers: str) -> bytes:
 
 AT_ONCE = "retry-after-ms: 5"
 BUSY = refusal("503 Service Unavailable", AT_ONCE)
-
-
-class ScriptedEngine:
-    """Gives one answer after another, the last one for ever: what a real engine cannot be made to do."""
-
-    def __init__(self, *replies: bytes) -> None:
-        self._replies = replies
-        self.times: list[float] = []
-
-    @contextmanager
-    def running(self) -> Iterator[str]:
-        listener = Listener(self._handle)
-        try:
-            yield listener.url
-        finally:
-            listener.close()
-
-    def _handle(self, connection: socket.socket) -> None:
-        request_of(connection)
-        self.times.append(time.monotonic())
-        connection.sendall(self._replies[min(len(self.times), len(self._replies)) - 1])
 
 
 async def ask(url: str, max_retries: int = 2, times: int = 1) -> list[dict[str, Any]]:
