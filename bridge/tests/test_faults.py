@@ -186,6 +186,7 @@ def moody_bridge(moody: FakeEngine, tmp_path_factory: pytest.TempPathFactory) ->
         (b"", "cannot be reached"),
         (events("{ no JSON"), "not a chat completion"),
         (events("42"), "not a chat completion"),
+        (events("x" * 20_000_000), "not a chat completion"),
         (events({"choices": "none"}), "not a chat completion"),
         (events({"choices": [{}]}), "not a chat completion"),
         (events({"choices": []}), "the stream ended without a finish reason"),

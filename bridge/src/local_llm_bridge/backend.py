@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -302,11 +303,12 @@ async def _receive(
     """Send the request and gather the answer, so that the caller has what came if this fails."""
     engine = choice.engine
     try:
-        async for events in client.stream(body):
-            for event in events:
-                answer.add(event)
-            if progress:
-                progress(answer.tokens)
+        async with aclosing(client.stream(body)) as stream:
+            async for events in stream:
+                for event in events:
+                    answer.add(event)
+                if progress:
+                    progress(answer.tokens)
     except _ReportedError as error:
         raise _failed(engine, str(error), answer.pieces) from None
     except (ValueError, TypeError, KeyError, IndexError, AttributeError):

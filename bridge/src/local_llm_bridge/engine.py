@@ -32,7 +32,7 @@ from local_llm_bridge.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncGenerator
 
     import aiohttp
     import httpx2
@@ -44,6 +44,7 @@ CONNECT_TIMEOUT_S = 5.0
 # Most of an engine's own words that is passed on, in characters.
 QUOTE = 300
 _ERROR_BODY = 64 * 1024
+_LONGEST_EVENT = 2**24
 _DONE = b"data: [DONE]"
 ADDRESS_HINT = "The address is set by models[].url (serve) or LOCAL_API_URL (stdio)."
 _KEY_HINT = "The key is set by models[].api_key_file (serve) or OPENAI_API_KEY_FILE (stdio)."
@@ -97,7 +98,7 @@ class EngineClient:
         self._session: aiohttp.ClientSession | None = None
         self._judge: AsyncOpenAI | None = None
 
-    async def stream(self, body: bytes) -> AsyncIterator[list[Event]]:
+    async def stream(self, body: bytes) -> AsyncGenerator[list[Event]]:
         """Send a chat completion's request and yield the answer's events as they arrive, those of a packet together.
 
         Args:
@@ -106,7 +107,7 @@ class EngineClient:
         Raises:
             EngineError: there was no answer, or the engine said no.
             BrokenStreamError: the answer broke off.
-            ValueError: something in it is not JSON.
+            ValueError: something in it is not JSON, or has no end.
         """
         response = await self._send(_Attempt("POST", f"{self._engine.url}/chat/completions", body), self._max_retries)
         whole = False
@@ -126,6 +127,8 @@ class EngineClient:
                     yield events
                 if rubbish:
                     raise rubbish
+                if len(rest) > _LONGEST_EVENT:
+                    raise ValueError("no end of a line")
             whole = True
         finally:
             # Closing the connection is how the engine learns that nobody wants the rest.
@@ -251,7 +254,7 @@ class EngineClient:
         return attempt.response
 
 
-async def _packets(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+async def _packets(response: aiohttp.ClientResponse) -> AsyncGenerator[bytes]:
     import aiohttp  # noqa: PLC0415
 
     try:
