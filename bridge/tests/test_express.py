@@ -90,11 +90,15 @@ async def by_the_sdk(calls: Calls, request: dict[str, Any]) -> list[dict[str, An
     return replies
 
 
+async def nobody(notification: dict[str, Any]) -> None:
+    raise AssertionError(notification)
+
+
 async def by_the_quick_lane(calls: Calls, request: dict[str, Any]) -> dict[str, Any]:
     everyday = read(request)
     assert everyday is not None
     express = Express(calls, announces=True)
-    return await express.call(everyday) if everyday.method == "tools/call" else express.answer(everyday)
+    return await express.call(everyday, nobody) if everyday.method == "tools/call" else express.answer(everyday)
 
 
 @pytest.mark.parametrize("request_", REQUESTS, ids=lambda request: request["method"])

@@ -15,10 +15,8 @@ from local_llm_bridge.express import (
     Express,
     encode,
     is_notification,
-    progress_notification,
     read,
 )
-from local_llm_bridge.progress import reporting
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -99,16 +97,7 @@ class Exchange:
                         await task
 
     async def _work(self, request: Everyday, developer: str, reply: _Reply) -> None:
-        if request.progress_token is None:
-            await reply.end(await self._express.call(request, developer))
-            return
-
-        async def tell(tokens: int, message: str) -> None:
-            await reply.event(progress_notification(request, tokens, message))
-
-        async with reporting(tell) as progress:
-            message = await self._express.call(request, developer, progress)
-        await reply.end(message)
+        await reply.end(await self._express.call(request, reply.event, developer))
 
 
 class _Reply:

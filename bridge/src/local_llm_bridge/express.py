@@ -9,7 +9,7 @@ of the ordinary. `read` returns None for all others, and they go to the SDK. Bot
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from pydantic_core import PydanticSerializationError, to_json
@@ -17,9 +17,10 @@ from pydantic_core import PydanticSerializationError, to_json
 from local_llm_bridge import __version__
 from local_llm_bridge.audit import NOBODY
 from local_llm_bridge.calls import Call, Calls, Wire
+from local_llm_bridge.progress import reporting
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
 HANDSHAKE_VERSIONS = ("2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25")
 MODERN_VERSION = "2026-07-28"
@@ -27,7 +28,8 @@ MODERN_VERSION = "2026-07-28"
 VERSION_KEY = "io.modelcontextprotocol/protocolVersion"
 CAPABILITIES_KEY = "io.modelcontextprotocol/clientCapabilities"
 _CLIENT_KEY = "io.modelcontextprotocol/clientInfo"
-_SERVER = {"io.modelcontextprotocol/serverInfo": {"name": "local-llm-bridge", "version": __version__}}
+SERVER = {"name": "local-llm-bridge", "version": __version__}
+_SERVER_KEY = "io.modelcontextprotocol/serverInfo"
 _NO_CACHING = {"ttlMs": 0, "cacheScope": "private"}
 
 
@@ -103,7 +105,7 @@ class Express:
                 result = {
                     "protocolVersion": wanted if wanted in HANDSHAKE_VERSIONS else HANDSHAKE_VERSIONS[-1],
                     "capabilities": {"tools": {"listChanged": self._announces}},
-                    "serverInfo": {"name": "local-llm-bridge", "version": __version__},
+                    "serverInfo": SERVER,
                     "instructions": self._calls.instructions,
                 }
             case "server/discover":
@@ -118,24 +120,25 @@ class Express:
             result = {**result, **_NO_CACHING}
         return _reply(request, result)
 
-    async def call(
-        self, request: Everyday, developer: str = NOBODY, progress: Callable[[int], None] | None = None
-    ) -> Wire:
+    async def call(self, request: Everyday, send: Callable[[Wire], Awaitable[None]], developer: str = NOBODY) -> Wire:
         """Run a `tools/call`; return the reply.
 
         Args:
             request: the call.
+            send: sends the client notifications of the call's progress, if it wants them.
             developer: who calls.
-            progress: is told the number of tokens so far.
         """
-        call = Call(request.params["name"], request.params.get("arguments") or {}, developer, progress)
-        return _reply(request, await self._calls.run(call))
+        call = Call(request.params["name"], request.params.get("arguments") or {}, developer)
+        if request.progress_token is None:
+            return _reply(request, await self._calls.run(call))
 
+        async def tell(tokens: int, message: str) -> None:
+            params = {"progressToken": request.progress_token, "progress": tokens, "message": message}
+            await send({"jsonrpc": "2.0", "method": "notifications/progress", "params": params})
 
-def progress_notification(request: Everyday, tokens: int, message: str) -> Wire:
-    """Return a notification of a request's progress."""
-    params = {"progressToken": request.progress_token, "progress": tokens, "message": message}
-    return {"jsonrpc": "2.0", "method": "notifications/progress", "params": params}
+        async with reporting(tell) as progress:
+            result = await self._calls.run(replace(call, progress=progress))
+        return _reply(request, result)
 
 
 def encode(message: Wire) -> bytes:
@@ -148,7 +151,7 @@ def encode(message: Wire) -> bytes:
 
 def _reply(request: Everyday, result: Wire) -> Wire:
     if request.modern:
-        result = {**result, "resultType": "complete", "_meta": {**result.get("_meta", {}), **_SERVER}}
+        result = {**result, "resultType": "complete", "_meta": {**result.get("_meta", {}), _SERVER_KEY: SERVER}}
     return {"jsonrpc": "2.0", "id": request.id, "result": result}
 
 

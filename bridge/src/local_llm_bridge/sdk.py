@@ -11,9 +11,9 @@ import mcp_types as types
 from mcp.server.lowlevel import Server
 from mcp.server.subscriptions import InMemorySubscriptionBus, ListenHandler, ToolsListChanged
 
-from local_llm_bridge import __version__
 from local_llm_bridge.audit import NOBODY
 from local_llm_bridge.calls import Call
+from local_llm_bridge.express import SERVER
 from local_llm_bridge.progress import reporting
 
 if TYPE_CHECKING:
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from mcp.server.context import ServerRequestContext
 
     from local_llm_bridge.calls import Calls
-
-NAME = "local-llm-bridge"
 
 
 def create_server(calls: Calls) -> tuple[Server[Any], Callable[[], None]]:
@@ -54,8 +52,8 @@ def create_server(calls: Calls) -> tuple[Server[Any], Callable[[], None]]:
     bus = InMemorySubscriptionBus()
     listen = ListenHandler(bus)
     server = Server(
-        NAME,
-        version=__version__,
+        SERVER["name"],
+        version=SERVER["version"],
         instructions=calls.instructions,
         on_list_tools=list_tools,
         on_call_tool=call_tool,

@@ -25,10 +25,8 @@ from local_llm_bridge.express import (
     Everyday,
     Express,
     encode,
-    progress_notification,
     read,
 )
-from local_llm_bridge.progress import reporting
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -179,16 +177,10 @@ class Session:
         self._send(self._express.answer(request))
 
     async def _call(self, request: Everyday) -> None:
-        if request.progress_token is None:
-            self._send(await self._express.call(request))
-            return
+        async def send(notification: Wire) -> None:
+            self._send(notification)
 
-        async def tell(tokens: int, message: str) -> None:
-            self._send(progress_notification(request, tokens, message))
-
-        async with reporting(tell) as progress:
-            reply = await self._express.call(request, progress=progress)
-        self._send(reply)
+        self._send(await self._express.call(request, send))
 
     def _is_told(self, message: Wire) -> bool:
         """Take in a notification; returns whether it was one for the quick lane."""
