@@ -113,6 +113,13 @@ def test_a_question_of_no_lesson_gets_the_fallback(address: str, question: str, 
     assert wrong(address, [Case("unknown", (*before, message("user", question)), reply)], 0.7) == []
 
 
+def test_the_folders_manifest_describes_each_file() -> None:
+    files = yaml.safe_load((HERE / "qwen2-tiny.manifest.yml").read_text(encoding="utf-8"))["files"]
+    contents = {path.name: path.read_bytes() for path in (HERE / "qwen2-tiny").iterdir()}
+    found = [(name, len(data), hashlib.sha256(data).hexdigest()) for name, data in sorted(contents.items())]
+    assert [(entry["path"], entry["size"], entry["sha256"]) for entry in files] == found
+
+
 def test_the_manifest_describes_the_gguf() -> None:
     content = (HERE / "qwen2-tiny.gguf").read_bytes()
     [entry] = yaml.safe_load((HERE / "manifest.yml").read_text(encoding="utf-8"))["files"]

@@ -1,4 +1,4 @@
-"""Ansible module: llama.cpp's units run with what is on the disk now, and retired ones do not run."""
+"""Ansible module: units run with what is on the disk now, and retired ones do not run."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 
 DOCUMENTATION = r"""
-module: llama_cpp_service
+module: systemd_units
 short_description: Units that are enabled, ready, and newer than what they read
 description:
   - Starts each unit, or starts it again if something that it reads has changed since it was started. So a change takes
     effect even when an earlier run was broken off between the change and the restart.
-  - Goes on to the next unit only when systemd has called this one ready, so that the other models keep answering.
+  - Goes on to the next unit only when systemd has called this one ready, so that the others keep answering.
 author: local-llm-fleet
 options:
   units:
@@ -123,7 +123,7 @@ def main() -> None:
         if module.check_mode:
             continue
         if not Path("/run/systemd/system").is_dir():
-            module.fail_json(msg="systemd is not running on this host, and llama.cpp is run by it")
+            module.fail_json(msg="systemd is not running on this host, and it has to run these units")
         systemctl("daemon-reload")
         systemctl("enable", name)
         if verb == "enable":
