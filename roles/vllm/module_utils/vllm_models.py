@@ -115,14 +115,14 @@ def ray_problems(models: list[dict[str, Any]], address: str) -> Iterator[str]:
         for host in hosts:
             if not _is_private(host):
                 yield (
-                    f"{name}: {host} in ray_hosts is not an address of a private network (10.0.0.0/8, 172.16.0.0/12, "
-                    "192.168.0.0/16, 100.64.0.0/10, fc00::/7); what Ray and NCCL send is not encrypted"
+                    f"{name}: {host} in ray_hosts is not an IPv4 address of a private network (10.0.0.0/8, "
+                    "172.16.0.0/12, 192.168.0.0/16, 100.64.0.0/10); what Ray and NCCL send is not encrypted"
                 )
 
 
 def _is_private(address: str) -> bool:
-    """Whether an address is of RFC 1918, 6598 or 4193, so not reachable from the internet, nor this host alone."""
-    networks = ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7")
+    """Whether an address is of RFC 1918 or 6598: not of the internet, and not of this host alone."""
+    networks = ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10")
     try:
         parsed = ipaddress.ip_address(address)
     except ValueError:
