@@ -5,21 +5,13 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-import ansible.module_utils
+import claude_code_config as config
 import pytest
-
-ROLE = Path(__file__).resolve().parents[2] / "roles" / "claude_code"
-# As Ansible does it: a role's module_utils appear in ansible.module_utils.
-ansible.module_utils.__path__.append(str(ROLE / "module_utils"))
-sys.path.insert(0, str(ROLE / "library"))
-
-import claude_code_config as config  # noqa: E402
-from ansible.module_utils.home_files import Account, ConfigError  # noqa: E402
-from ansible.module_utils.json_additions import DocumentError, parse, render  # noqa: E402
+from ansible.module_utils.home_files import Account, ConfigError
+from ansible.module_utils.json_additions import DocumentError, parse, render
 
 TOKEN = "s3cr3t-Token.42"  # noqa: S105
 RICH = """{

@@ -3,20 +3,12 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 from pathlib import Path
 
-import ansible.module_utils
+import claude_code_status as status
 import pytest
-
-ROLE = Path(__file__).resolve().parents[2] / "roles" / "claude_code"
-# As Ansible does it: a role's module_utils appear in ansible.module_utils.
-ansible.module_utils.__path__.append(str(ROLE / "module_utils"))
-sys.path.insert(0, str(ROLE / "library"))
-
-import claude_code_status as status  # noqa: E402
-from ansible.module_utils.home_files import Account  # noqa: E402
+from ansible.module_utils.home_files import Account
 
 
 @pytest.fixture

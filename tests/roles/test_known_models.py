@@ -15,18 +15,13 @@ from itertools import dropwhile, takewhile
 from pathlib import Path
 from typing import Any
 
-import ansible.module_utils
 import pytest
 import yaml
+from ansible.module_utils.vllm_limits import why_not
+from ansible.module_utils.vllm_memory import GIB, Model, Need, Split, batch_of, cache_of, text_config
 
 ROOT = Path(__file__).resolve().parents[2]
 ROLE = ROOT / "roles" / "vllm"
-# As Ansible does it: a role's module_utils appear in ansible.module_utils.
-ansible.module_utils.__path__.append(str(ROLE / "module_utils"))
-
-from ansible.module_utils.vllm_limits import why_not  # noqa: E402
-from ansible.module_utils.vllm_memory import GIB, Model, Need, Split, batch_of, cache_of, text_config  # noqa: E402
-
 TABLE = yaml.safe_load((ROLE / "vars" / "main" / "known_models.yml").read_text())
 MODELS: list[dict[str, Any]] = TABLE["_vllm_known_models"]
 CONFIGS: dict[str, dict[str, Any]] = TABLE["_vllm_known_configs"]

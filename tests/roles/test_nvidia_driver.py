@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 import base64
-import sys
 from pathlib import Path
 from typing import Any
 
-import ansible.module_utils
+import nvidia_driver_build as build
+import nvidia_driver_mig as mig
+import nvidia_driver_preflight as preflight
 import pytest
-
-ROLE = Path(__file__).resolve().parents[2] / "roles" / "nvidia_driver"
-# As Ansible does it: a role's module_utils appear in ansible.module_utils.
-ansible.module_utils.__path__.append(str(ROLE / "module_utils"))
-sys.path.insert(0, str(ROLE / "library"))
-
-import nvidia_driver_build as build  # noqa: E402
-import nvidia_driver_mig as mig  # noqa: E402
-import nvidia_driver_preflight as preflight  # noqa: E402
-from ansible.module_utils import nvidia_hardware as hardware  # noqa: E402
-from ansible.module_utils import nvidia_packages as packages  # noqa: E402
-from ansible.module_utils.apt_offers import Folder  # noqa: E402
-from ansible.module_utils.nvidia_host import Host  # noqa: E402
-from ansible.module_utils.openpgp_keys import NoKeyError, fingerprints  # noqa: E402
+from ansible.module_utils import nvidia_hardware as hardware
+from ansible.module_utils import nvidia_packages as packages
+from ansible.module_utils.apt_offers import Folder
+from ansible.module_utils.nvidia_host import Host
+from ansible.module_utils.openpgp_keys import NoKeyError, fingerprints
 
 H100, A100, P40, B200 = 0x2330, 0x20B2, 0x1B38, 0x2901
 KERNEL = "6.8.0-60-generic"

@@ -7,18 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import ansible.module_utils
 import pytest
 import yaml
+from ansible.module_utils.vllm_cache import Cache, Split, cache_of
+from ansible.module_utils.vllm_config import UnknownModel, context_limit, text_config
+from ansible.module_utils.vllm_memory import GIB, Batch, Model, batch_of, stored_bytes
 
 ROOT = Path(__file__).resolve().parents[2]
-# As Ansible does it: a role's module_utils appear in ansible.module_utils.
-ansible.module_utils.__path__.append(str(ROOT / "roles/vllm/module_utils"))
-
-from ansible.module_utils.vllm_cache import Cache, Split, cache_of  # noqa: E402
-from ansible.module_utils.vllm_config import UnknownModel, context_limit, text_config  # noqa: E402
-from ansible.module_utils.vllm_memory import GIB, Batch, Model, batch_of, stored_bytes  # noqa: E402
-
 KNOWN = yaml.safe_load((ROOT / "roles/vllm/vars/main/known_models.yml").read_text())["_vllm_known_configs"]
 TINY = ROOT / "tests/tiny_model/qwen2-tiny"
 

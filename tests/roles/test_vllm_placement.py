@@ -7,20 +7,15 @@ import re
 from pathlib import Path
 from typing import Any
 
-import ansible.module_utils
 import pytest
 import yaml
+from ansible.module_utils.vllm_cards import KNOWN, MIB, RESERVED_MIB, Card
+from ansible.module_utils.vllm_cpu import place_in_memory
+from ansible.module_utils.vllm_memory import GIB
+from ansible.module_utils.vllm_models import complete
+from ansible.module_utils.vllm_placement import place_on_cards
 
 ROOT = Path(__file__).resolve().parents[2]
-# As Ansible does it: a role's module_utils appear in ansible.module_utils.
-ansible.module_utils.__path__.append(str(ROOT / "roles/vllm/module_utils"))
-
-from ansible.module_utils.vllm_cards import KNOWN, MIB, RESERVED_MIB, Card  # noqa: E402
-from ansible.module_utils.vllm_cpu import place_in_memory  # noqa: E402
-from ansible.module_utils.vllm_memory import GIB  # noqa: E402
-from ansible.module_utils.vllm_models import complete  # noqa: E402
-from ansible.module_utils.vllm_placement import place_on_cards  # noqa: E402
-
 MODELS = yaml.safe_load((ROOT / "roles/vllm/vars/main/known_models.yml").read_text())["_vllm_known_configs"]
 TINY = ROOT / "tests/tiny_model/qwen2-tiny"
 

@@ -5,22 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 import socket
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import ansible.module_utils
 import pytest
+import vllm_preflight as preflight
 from ansible.module_utils.testing import patch_module_args
-
-ROOT = Path(__file__).resolve().parents[2]
-# As Ansible does it: a role's module_utils appear in ansible.module_utils.
-ansible.module_utils.__path__.append(str(ROOT / "roles/vllm/module_utils"))
-sys.path.insert(0, str(ROOT / "roles/vllm/library"))
-
-import vllm_preflight as preflight  # noqa: E402
-from ansible.module_utils.vllm_cards import (  # noqa: E402
+from ansible.module_utils.vllm_cards import (
     MIB,
     QUERY,
     Card,
@@ -31,6 +23,7 @@ from ansible.module_utils.vllm_cards import (  # noqa: E402
     older,
 )
 
+ROOT = Path(__file__).resolve().parents[2]
 TINY = ROOT / "tests/tiny_model/qwen2-tiny"
 KEY = "0123456789abcdef0123456789abcdef"
 

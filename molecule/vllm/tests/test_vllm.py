@@ -64,7 +64,7 @@ def test_an_answer_can_be_streamed(host: Host) -> None:
     *chunks, end = stream(f"{base(host)}/v1/chat/completions", question(text))
     assert end is None
     assert "".join(chunk["choices"][0]["delta"].get("content") or "" for chunk in chunks) == ANSWERS["chat"][text]
-    assert len(chunks) > 20
+    assert len(chunks) > 3  # fewer than tokens: vLLM sends together what came while the client was slow
 
 
 @pytest.mark.parametrize("case", ANSWERS["tools"]["cases"], ids=lambda case: case["question"])

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import errno
-import ipaddress
-import re
-import socket
 import struct
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.model_server import common_problems, memory_bytes, model_problems, port_problems
 
 DOCUMENTATION = r"""
 module: llama_cpp_preflight
@@ -35,10 +31,6 @@ options:
     type: str
     required: true
 """
-
-KEY_LENGTH = 20  # characters; less can be guessed
-CONTEXT = 512  # tokens; less does not hold a question and an answer
-PORTS = range(1024, 65536)  # the service may not bind lower ones
 
 # GGUF (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md): the types of metadata values.
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
@@ -119,87 +111,6 @@ def cache_bytes(header: dict[str, Any], tokens: int) -> int:
     return int(2 * layers * kv_heads * (key_length + value_length) * tokens)
 
 
-# --- the host ---
-
-
-def memory_bytes() -> int:
-    """Memory of the host."""
-    found = re.search(r"MemTotal:\s+(\d+) kB", Path("/proc/meminfo").read_text())
-    return int(found[1]) * 1024 if found else 0
-
-
-def listeners(ss: str, port: int) -> Iterator[tuple[str, str, int]]:
-    """Who listens on a port.
-
-    Args:
-        ss: Path of ss(8).
-        port: TCP port.
-
-    Yields:
-        Address, name of the process and its id (0 if unknown).
-    """
-    argv = [ss, "--no-header", "--listening", "--tcp", "--numeric", "--processes", f"sport = :{port}"]
-    for line in subprocess.run(argv, capture_output=True, text=True, check=True).stdout.splitlines():  # noqa: S603
-        address = line.split()[3].rpartition(":")[0].strip("[]").split("%")[0]
-        process = re.search(r'\("([^"]+)",pid=(\d+)', line)
-        yield address, process[1] if process else "an unknown process", int(process[2]) if process else 0
-
-
-def serving_model(pid: int) -> str | None:
-    """Name of the model that a process serves as one of this role's units."""
-    try:
-        found = re.search(r"/llama-cpp@([^/]+)\.service", Path(f"/proc/{pid}/cgroup").read_text())
-    except OSError:
-        return None
-    return found[1] if found else None
-
-
-def overlap(one: str, other: str) -> bool:
-    """Whether two listening addresses get in each other's way."""
-    everywhere = ("*", "0.0.0.0", "::")  # noqa: S104 - compared, not bound
-    return one == other or one in everywhere or other in everywhere
-
-
-# --- what can be wrong ---
-
-
-def common_problems(models: list[dict[str, Any]], address: str, api_key: str) -> Iterator[str]:
-    """What is wrong with the input, apart from single models."""
-    if len(api_key) < KEY_LENGTH or not re.fullmatch(r"[!-~]+", api_key):
-        yield (
-            f"llama_cpp_api_key has {len(api_key)} characters; it needs at least {KEY_LENGTH}, ASCII without blanks. "
-            "`openssl rand -hex 32` makes one"
-        )
-    try:
-        family = socket.AF_INET6 if ipaddress.ip_address(address).version == 6 else socket.AF_INET
-        with socket.socket(family) as probe:
-            probe.bind((address, 0))
-    except ValueError:
-        yield f"llama_cpp_address is {address!r}; it is an IP address of this host, 127.0.0.1 or 0.0.0.0"
-    except OSError as error:
-        if error.errno != errno.EADDRNOTAVAIL:
-            raise
-        yield f"llama_cpp_address is {address}, which this host does not have; `ip address` shows those that it has"
-    for key in ("name", "port"):
-        values = [model[key] for model in models]
-        for value in sorted({value for value in values if values.count(value) > 1}, key=str):
-            users = ", ".join(model["name"] for model in models if model[key] == value)
-            yield f"llama_cpp_models: {key} {value} is used by more than one model ({users})"
-
-
-def port_problems(model: dict[str, Any], models: list[dict[str, Any]], address: str, ss: str) -> Iterator[str]:
-    """Who has the model's port already."""
-    names = {other["name"] for other in models}
-    for taken, process, pid in listeners(ss, model["port"]):
-        if not overlap(address, taken):
-            continue
-        owner = serving_model(pid)
-        if owner == model["name"] or (owner and owner not in names):
-            continue  # itself, or one that this run removes
-        who = f"the model {owner}, which has to be moved first" if owner else f"{process} (pid {pid})"
-        yield f"{model['name']}: port {model['port']} on {taken} is taken by {who}; stop it, or choose another port"
-
-
 def file_problems(model: dict[str, Any], warnings: list[str]) -> Iterator[str]:
     """What is wrong with the model's file, or too much for it or for the host.
 
@@ -231,19 +142,6 @@ def file_problems(model: dict[str, Any], warnings: list[str]) -> Iterator[str]:
         )
 
 
-def model_problems(model: dict[str, Any]) -> Iterator[str]:
-    """What is wrong with one entry by itself."""
-    name = model["name"]
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}", name):
-        yield f"name {name!r} of a model: use letters, digits, '.', '_' and '-', beginning with a letter or digit"
-    if model["port"] not in PORTS:
-        yield f"{name}: port is {model['port']}; choose one from {PORTS[0]} to {PORTS[-1]}"
-    if model["context"] < CONTEXT:
-        yield f"{name}: context is {model['context']} tokens; it needs at least {CONTEXT}, Claude Code itself 32768"
-    if model["parallel"] < 1:
-        yield f"{name}: parallel is {model['parallel']}; it is the number of requests at once, at least 1"
-
-
 def main() -> None:
     """Run as an Ansible module."""
     module = AnsibleModule(
@@ -257,11 +155,11 @@ def main() -> None:
     models: list[dict[str, Any]] = module.params["models"]
     address: str = module.params["address"]
     ss = module.get_bin_path("ss", required=True)
-    problems = list(common_problems(models, address, module.params["api_key"]))
+    problems = list(common_problems("llama_cpp", models, address, module.params["api_key"]))
     warnings: list[str] = []
     for model in models:
         problems += model_problems(model)
-        problems += port_problems(model, models, address, ss)
+        problems += port_problems("llama-cpp", model, models, address, ss)
         if Path(model["path"]).is_file():
             problems += file_problems(model, warnings)
         elif module.check_mode:

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import errno
-import ipaddress
-import re
-import socket
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.model_server import common_problems, memory_bytes, port_problems
 from ansible.module_utils.vllm_cards import driver_problems, look_for_cards
 from ansible.module_utils.vllm_cpu import place_in_memory
 from ansible.module_utils.vllm_models import complete, file_problems, model_problems, ray_problems
@@ -100,88 +94,6 @@ driver:
   type: str
 """
 
-KEY_LENGTH = 20  # characters; less can be guessed
-
-# --- the host ---
-
-
-def memory_bytes() -> int:
-    """Memory of the host."""
-    found = re.search(r"MemTotal:\s+(\d+) kB", Path("/proc/meminfo").read_text())
-    return int(found[1]) * 1024 if found else 0
-
-
-def listeners(ss: str, port: int) -> Iterator[tuple[str, str, int]]:
-    """Who listens on a port.
-
-    Args:
-        ss: Path of ss(8).
-        port: TCP port.
-
-    Yields:
-        Address, name of the process and its id (0 if unknown).
-    """
-    argv = [ss, "--no-header", "--listening", "--tcp", "--numeric", "--processes", f"sport = :{port}"]
-    for line in subprocess.run(argv, capture_output=True, text=True, check=True).stdout.splitlines():  # noqa: S603
-        address = line.split()[3].rpartition(":")[0].strip("[]").split("%")[0]
-        process = re.search(r'\("([^"]+)",pid=(\d+)', line)
-        yield address, process[1] if process else "an unknown process", int(process[2]) if process else 0
-
-
-def serving_model(pid: int) -> str | None:
-    """Name of the model that a process serves as one of this role's units."""
-    try:
-        found = re.search(r"/vllm@([^/]+)\.service", Path(f"/proc/{pid}/cgroup").read_text())
-    except OSError:
-        return None
-    return found[1] if found else None
-
-
-def overlap(one: str, other: str) -> bool:
-    """Whether two listening addresses get in each other's way."""
-    everywhere = ("*", "0.0.0.0", "::")  # noqa: S104 - compared, not bound
-    return one == other or one in everywhere or other in everywhere
-
-
-# --- what can be wrong with the input ---
-
-
-def common_problems(models: list[dict[str, Any]], address: str, api_key: str) -> Iterator[str]:
-    """What is wrong with the input, apart from single models."""
-    if len(api_key) < KEY_LENGTH or not re.fullmatch(r"[!-~]+", api_key):
-        yield (
-            f"vllm_api_key has {len(api_key)} characters; it needs at least {KEY_LENGTH}, ASCII without blanks. "
-            "`openssl rand -hex 32` makes one"
-        )
-    try:
-        family = socket.AF_INET6 if ipaddress.ip_address(address).version == 6 else socket.AF_INET
-        with socket.socket(family) as probe:
-            probe.bind((address, 0))
-    except ValueError:
-        yield f"vllm_address is {address!r}; it is an IP address of this host, 127.0.0.1 or 0.0.0.0"
-    except OSError as error:
-        if error.errno != errno.EADDRNOTAVAIL:
-            raise
-        yield f"vllm_address is {address}, which this host does not have; `ip address` shows those that it has"
-    for key in ("name", "port"):
-        values = [model[key] for model in models]
-        for value in sorted({value for value in values if values.count(value) > 1}, key=str):
-            users = ", ".join(model["name"] for model in models if model[key] == value)
-            yield f"vllm_models: {key} {value} is used by more than one model ({users})"
-
-
-def port_problems(model: dict[str, Any], models: list[dict[str, Any]], address: str, ss: str) -> Iterator[str]:
-    """Who has the model's port already."""
-    names = {other["name"] for other in models}
-    for taken, process, pid in listeners(ss, model["port"]):
-        if not overlap(address, taken):
-            continue
-        owner = serving_model(pid)
-        if owner == model["name"] or (owner and owner not in names):
-            continue  # itself, or one that this run removes
-        who = f"the model {owner}, which has to be moved first" if owner else f"{process} (pid {pid})"
-        yield f"{model['name']}: port {model['port']} on {taken} is taken by {who}; stop it, or choose another port"
-
 
 def main() -> None:
     """Run as an Ansible module."""
@@ -205,12 +117,12 @@ def main() -> None:
         module.fail_json(msg=str(error))
     ss = module.get_bin_path("ss", required=True)
     warnings: list[str] = []
-    problems = list(common_problems(models, params["address"], params["api_key"]))
+    problems = list(common_problems("vllm", models, params["address"], params["api_key"]))
     problems += ray_problems(models, params["address"])
     sound = []
     for model in models:
         own = list(model_problems(model))
-        problems += [*own, *port_problems(model, models, params["address"], ss)]
+        problems += [*own, *port_problems("vllm", model, models, params["address"], ss)]
         if Path(model["path"]).exists():
             own += file_problems(model["name"], Path(model["path"]))
             problems += own

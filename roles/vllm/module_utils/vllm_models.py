@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import ipaddress
 import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ansible.module_utils import model_server
 from ansible.module_utils.vllm_config import BYTES, UnknownModel
 from ansible.module_utils.vllm_memory import Model, stored_bytes
-
-CONTEXT = 512  # tokens; less does not hold a question and an answer
-PORTS = range(1024, 65536)  # the service may not bind lower ones
 
 DEFAULTS: dict[str, Any] = {
     "gpus": [0],
@@ -80,15 +77,8 @@ def _flags(flags: dict[str, Any] | None) -> dict[str, Any]:
 
 def model_problems(model: dict[str, Any]) -> Iterator[str]:
     """What is wrong with one entry by itself."""
+    yield from model_server.model_problems(model)
     name, share = model["name"], model["gpu_memory_utilization"]
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}", name):
-        yield f"name {name!r} of a model: use letters, digits, '.', '_' and '-', beginning with a letter or digit"
-    if model["port"] not in PORTS:
-        yield f"{name}: port is {model['port']}; choose one from {PORTS[0]} to {PORTS[-1]}"
-    if model["context"] < CONTEXT:
-        yield f"{name}: context is {model['context']} tokens; it needs at least {CONTEXT}, Claude Code itself 32768"
-    if model["parallel"] < 1:
-        yield f"{name}: parallel is {model['parallel']}; it is the number of requests at once, at least 1"
     if model["dtype"] not in ("auto", *BYTES):
         yield f"{name}: dtype is {model['dtype']!r}; choose auto, {', '.join(BYTES)}"
     if share is not None and not 0 < share <= 1:
