@@ -15,6 +15,7 @@ short_description: Units that are enabled, ready, and newer than what they read
 description:
   - Starts each unit, or starts it again if something that it reads has changed since it was started. So a change takes
     effect even when an earlier run was broken off between the change and the restart.
+  - What it can read again while it runs is reloaded instead.
   - Goes on to the next unit only when systemd has called this one ready, so that the others keep answering.
 author: local-llm-fleet
 options:
@@ -33,6 +34,11 @@ options:
         type: list
         elements: path
         required: true
+      reloads:
+        description: Files and links that it reads again when it is reloaded; a change of them needs no new start.
+        type: list
+        elements: path
+        default: []
   retired:
     description: Units that are stopped and disabled before others start; systemd forgets them even if they failed.
     type: list
@@ -51,16 +57,16 @@ def systemctl(*args: str) -> subprocess.CompletedProcess[str]:
 
 def properties(unit: str) -> dict[str, str]:
     """What decides about a unit."""
-    names = "ActiveState,UnitFileState,InactiveExitTimestampMonotonic"
+    names = "ActiveState,UnitFileState,InactiveExitTimestampMonotonic,StateChangeTimestampMonotonic"
     shown = systemctl("show", f"--property={names}", unit).stdout
     return dict(line.split("=", 1) for line in shown.splitlines())
 
 
 def is_stale(started: int, reads: list[str]) -> bool:
-    """Whether something has changed after a unit was started.
+    """Whether something has changed after a unit was started or reloaded.
 
     Args:
-        started: When systemd began to start it, in microseconds of the monotonic clock.
+        started: When that was, in microseconds of the monotonic clock.
         reads: What it reads.
     """
     now = time.time()
@@ -94,6 +100,7 @@ def main() -> None:
                 "options": {
                     "name": {"type": "str", "required": True},
                     "reads": {"type": "list", "elements": "path", "required": True},
+                    "reloads": {"type": "list", "elements": "path", "default": []},
                 },
             },
             "retired": {"type": "list", "elements": "str", "default": []},
@@ -115,6 +122,8 @@ def main() -> None:
             verb = "start"
         elif is_stale(int(state["InactiveExitTimestampMonotonic"]), unit["reads"]):
             verb = "restart"
+        elif is_stale(int(state["StateChangeTimestampMonotonic"]), unit["reloads"]):
+            verb = "reload"
         elif state.get("UnitFileState") != "enabled":
             verb = "enable"
         else:
@@ -129,7 +138,7 @@ def main() -> None:
         if verb == "enable":
             continue
         systemctl("reset-failed", name)
-        if (result := systemctl("restart", name)).returncode != 0:
+        if (result := systemctl("reload" if verb == "reload" else "restart", name)).returncode != 0:
             words = last_words(name) or result.stderr.strip()
             module.fail_json(
                 msg=f"{name} did not become ready. The end of its journal:\n{words}\nAll of it: journalctl -u {name}",

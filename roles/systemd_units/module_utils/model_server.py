@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import errno
-import ipaddress
 import re
-import socket
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-KEY_LENGTH = 20  # characters; less can be guessed
+from ansible.module_utils.service_checks import address_problem, key_problem, listeners, overlap
+
 CONTEXT = 512  # tokens; less does not hold a question and an answer
 PORTS = range(1024, 65536)  # the service may not bind lower ones
 
@@ -31,21 +28,8 @@ def common_problems(role: str, models: list[dict[str, Any]], address: str, api_k
         address: Where it is to listen.
         api_key: What clients have to send.
     """
-    if len(api_key) < KEY_LENGTH or not re.fullmatch(r"[!-~]+", api_key):
-        yield (
-            f"{role}_api_key has {len(api_key)} characters; it needs at least {KEY_LENGTH}, ASCII without blanks. "
-            "`openssl rand -hex 32` makes one"
-        )
-    try:
-        family = socket.AF_INET6 if ipaddress.ip_address(address).version == 6 else socket.AF_INET
-        with socket.socket(family) as probe:
-            probe.bind((address, 0))
-    except ValueError:
-        yield f"{role}_address is {address!r}; it is an IP address of this host, 127.0.0.1 or 0.0.0.0"
-    except OSError as error:
-        if error.errno != errno.EADDRNOTAVAIL:
-            raise
-        yield f"{role}_address is {address}, which this host does not have; `ip address` shows those that it has"
+    problems = key_problem(f"{role}_api_key", api_key), address_problem(f"{role}_address", address)
+    yield from filter(None, problems)
     for key in ("name", "port"):
         values = [model[key] for model in models]
         for value in sorted({value for value in values if values.count(value) > 1}, key=str):
@@ -80,36 +64,13 @@ def port_problems(
     """
     names = {other["name"] for other in models}
     for taken, process, pid in listeners(ss, model["port"]):
-        if not _overlap(address, taken):
+        if not overlap(address, taken):
             continue
         owner = _served_model(unit, pid)
         if owner == model["name"] or (owner and owner not in names):
             continue
         who = f"the model {owner}, which has to be moved first" if owner else f"{process} (pid {pid})"
         yield f"{model['name']}: port {model['port']} on {taken} is taken by {who}; stop it, or choose another port"
-
-
-def listeners(ss: str, port: int) -> Iterator[tuple[str, str, int]]:
-    """Who listens on a port.
-
-    Args:
-        ss: Path of ss(8).
-        port: TCP port.
-
-    Yields:
-        Address, name of the process and its id (0 if unknown).
-    """
-    argv = [ss, "--no-header", "--listening", "--tcp", "--numeric", "--processes", f"sport = :{port}"]
-    for line in subprocess.run(argv, capture_output=True, text=True, check=True).stdout.splitlines():  # noqa: S603
-        address = line.split()[3].rpartition(":")[0].strip("[]").split("%")[0]
-        process = re.search(r'\("([^"]+)",pid=(\d+)', line)
-        yield address, process[1] if process else "an unknown process", int(process[2]) if process else 0
-
-
-def _overlap(one: str, other: str) -> bool:
-    """Whether two listening addresses get in each other's way."""
-    everywhere = ("*", "0.0.0.0", "::")  # noqa: S104 - compared, not bound
-    return one == other or one in everywhere or other in everywhere
 
 
 def _served_model(unit: str, pid: int) -> str | None:

@@ -1,0 +1,405 @@
+"""The door in front of real engines: who comes in, what of it reaches an engine, and what happens when parts break."""
+
+from __future__ import annotations
+
+import json
+import re
+import ssl
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
+from pathlib import Path
+from socket import create_connection
+from typing import Any
+
+import pytest
+from testinfra.host import Host
+
+SCENARIO = Path(__file__).resolve().parent.parent
+PROJECT = SCENARIO.parent.parent
+sys.path.insert(0, str(SCENARIO / "tests"))
+
+from door import ENGINE_KEY, QUESTION, TOKENS, Door, address, question, trusted  # noqa: E402
+
+ANSWERS = json.loads((PROJECT / "tests/tiny_model/answers.json").read_text())["chat"]
+QUICKSORT = "Write a quicksort function in Python."
+UNIT = "local-llm-gateway"
+ENGINE = "llama-cpp@qwen2-tiny"
+SOCKET = "/run/local-llm-gateway/admin.sock"
+MIB = 2**20
+
+CLOSED = [line for line in (SCENARIO / "tests/closed-paths.txt").read_text().splitlines() if line.startswith("/")]
+
+pytestmark = pytest.mark.units(UNIT)
+
+Guest = Callable[..., Host]
+Play = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def ip(host: Host) -> str:
+    """Address of a guest whose door is asked."""
+    return address(host)
+
+
+def command(host: Host, line: str) -> str:
+    """What the running HAProxy answers to a command."""
+    script = (
+        "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); "
+        "s.send(sys.argv[2].encode() + b'\\n'); print(s.recv(9999).decode())"
+    )
+    return str(host.check_output("python3 -c %s %s %s", script, SOCKET, line))
+
+
+@pytest.fixture
+def new_start(host: Host) -> Iterator[None]:
+    """Nobody is counted any more, before and after."""
+
+    def forget() -> None:
+        for table in ("addresses", "developers"):
+            command(host, f"clear table {table}")
+
+    forget()
+    yield
+    forget()
+
+
+def until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    """Wait for something; a failed assertion says that it did not come."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def tokens_of(**developers: str | tuple[str, int]) -> str:
+    """Extra variables that let in these developers, by tokens and, where they end, that moment."""
+    entries = []
+    for name, known in developers.items():
+        token, expires = known if isinstance(known, tuple) else (known, 0)
+        digest = sha256(token.encode()).hexdigest()
+        entries.append({"name": name.partition("_")[0], "token_sha256": digest, "expires": expires})
+    return f"--extra-vars={json.dumps({'gateway_developers': entries})}"
+
+
+def main_pid(host: Host) -> str:
+    """The door's first process."""
+    return str(host.check_output("systemctl show --property=MainPID --value %s", UNIT))
+
+
+def workers(host: Host) -> list[str]:
+    """The door's processes, the first one not among them."""
+    found: str = host.check_output("pgrep --parent %s", main_pid(host))
+    return found.split()
+
+
+# --- what comes through ---
+
+
+@pytest.mark.parametrize("text", ["ping", QUICKSORT, "法国的首都是哪里？"])
+def test_a_model_answers_as_it_should(ip: str, text: str) -> None:
+    reply = Door(ip).post(question(text))
+    assert reply.status == 200
+    assert reply.json["choices"][0]["message"]["content"] == ANSWERS[text]
+
+
+def test_anthropics_messages_are_answered_for_x_api_key(ip: str) -> None:
+    headers = {"x-api-key": TOKENS["bob"], "anthropic-version": "2023-06-01"}
+    reply = Door(ip, token=None).post(question("ping"), "/v1/messages?beta=true", **headers)
+    assert [block["text"] for block in reply.json["content"]] == ["pong"]
+    count = Door(ip, token=None).post(question("ping"), "/v1/messages/count_tokens", **headers)
+    assert count.json["input_tokens"] > 10
+
+
+def test_the_models_are_listed(ip: str) -> None:
+    reply = Door(ip).ask("GET", "/v1/models")
+    assert [model["id"] for model in reply.json["data"]] == ["qwen2-tiny", "mirror"]
+    assert reply.json["data"][0]["max_model_len"] == 4096
+
+
+def test_events_are_sent_on_one_by_one(ip: str) -> None:
+    response = Door(ip).send("POST", QUESTION, {"model": "mirror", "seconds": 4})
+    start = time.monotonic()
+    assert response.readline() == b": still here\n"
+    assert time.monotonic() - start < 2
+    response.read()
+    assert time.monotonic() - start > 3
+
+
+@pytest.mark.parametrize("size", [92_000, 4 * MIB - 100])
+def test_the_model_is_found_behind_a_long_conversation(ip: str, size: int) -> None:
+    reply = Door(ip).post({"messages": [{"role": "user", "content": "x" * (size - 60)}], "model": "mirror"})
+    assert reply.status == 200
+    assert int(reply.json["headers"]["content-length"]) > size - 60
+
+
+def test_an_engine_sees_its_own_key_and_the_developers_name(ip: str) -> None:
+    forged = {"X-Local-LLM-Developer": "root", "x-api-key": TOKENS["bob"]}
+    shown = Door(ip).post({"model": "mirror"}, **forged)
+    assert shown.json["headers"]["x-local-llm-developer"] == "alice"
+    assert shown.json["headers"]["authorization"] == f"Bearer {ENGINE_KEY}"
+    assert "x-api-key" not in shown.json["headers"]
+    assert all(token not in shown.text for token in TOKENS.values())
+
+
+def test_programs_of_the_host_reach_each_model_by_its_path(host: Host) -> None:
+    curl = "curl -s -w ' %%{http_code}' -H 'Authorization: Bearer %s' http://127.0.0.1:8081%s"
+    assert "qwen2-tiny" in host.check_output(curl, ENGINE_KEY, "/qwen2-tiny/v1/models")
+    assert host.check_output(curl, "another-key-than-the-engines", "/qwen2-tiny/v1/models").endswith(" 401")
+    for path in ("/nobody/v1/models", "/qwen2-tiny/health", "/qwen2-tiny/v1/../health", "/v1/models"):
+        assert host.check_output(curl, ENGINE_KEY, path).endswith(" 404")
+    assert not host.socket(f"tcp://{address(host)}:8081").is_listening
+
+
+# --- what does not ---
+
+
+@pytest.mark.parametrize("path", CLOSED)
+def test_no_other_path_is_open(ip: str, path: str) -> None:
+    for method in ("GET", "POST"):
+        assert Door(ip).ask(method, path, {} if method == "POST" else None).status == 404
+        assert Door(ip, token=None).ask(method, path, {} if method == "POST" else None).status == 401
+
+
+@pytest.mark.parametrize("token", [None, "molecule-token-of-nobody", "alice", ENGINE_KEY, ""])
+def test_without_a_valid_token_nobody_comes_in(ip: str, token: str | None, new_start: None) -> None:
+    for path in ("/v1/models", "/v1/messages", QUESTION, "/mcp"):
+        reply = Door(ip, token).post(question("ping"), path)
+        assert reply.status == 401
+        assert reply.json["error"]["type"] == "authentication_error"
+        assert reply.headers["www-authenticate"] == "Bearer"
+
+
+def test_wrong_requests_are_explained(ip: str) -> None:
+    unknown = Door(ip).post(question("ping", model="gpt-4"))
+    assert unknown.status == 404
+    assert unknown.json["error"]["message"] == "There is no such model here. The models are: qwen2-tiny, mirror."
+    bodies: tuple[Any, ...] = ("not json", {"messages": []}, {"model": None})
+    for body in bodies:
+        nameless = Door(ip).post(body)
+        assert nameless.status == 400
+        assert "names no model" in nameless.json["error"]["message"]
+    assert Door(ip).ask("GET", "/v1/messages").status == 405
+    assert Door(ip).ask("DELETE", "/v1/models").status == 405
+
+
+def test_a_body_that_is_too_large_is_refused(ip: str) -> None:
+    reply = Door(ip).announce(4 * MIB + 1)
+    assert reply.status == 413
+    assert "4 MiB" in reply.json["error"]["message"]
+
+
+def test_only_tls_of_today_is_spoken(host: Host, ip: str) -> None:
+    assert host.run("curl -sk --tls-max 1.1 https://%s/", ip).rc == 35
+    with create_connection((ip, 443)) as plain, trusted().wrap_socket(plain, server_hostname="llm.test") as secure:
+        assert secure.version() == "TLSv1.3"
+    assert host.check_output("curl -sk -o /dev/null -w '%%{http_version}' https://%s/", ip) == "2"
+    assert Door(ip).ask("GET", "/v1/models").headers["strict-transport-security"] == "max-age=63072000"
+    with pytest.raises(ssl.SSLError), create_connection((ip, 443)) as plain:
+        trusted().wrap_socket(plain, server_hostname="other.test")
+
+
+# --- limits ---
+
+
+def test_a_developer_with_too_many_requests_slows_nobody_else(ip: str, new_start: None) -> None:
+    streams = [Door(ip, TOKENS["bob"]).send("POST", QUESTION, {"model": "mirror", "seconds": 4}) for _ in range(12)]
+    refused = Door(ip, TOKENS["bob"]).post(question("ping"))
+    assert refused.status == 429
+    assert "bob has 12 requests running" in refused.json["error"]["message"]
+    assert refused.headers["retry-after"] == "5"
+    assert Door(ip).post(question("ping")).status == 200
+    assert [response.status for response in streams] == [200] * 12
+    for response in streams:
+        response.read()
+    until(lambda: Door(ip, TOKENS["bob"]).post(question("ping")).status == 200, seconds=5)
+
+
+def test_a_flood_is_stopped(ip: str, new_start: None) -> None:
+    door = Door(ip, TOKENS["bob"])
+    found = Counter(door.ask("GET", "/v1/models").status for _ in range(1100))
+    assert found == {200: 1000, 429: 100}
+    assert Door(ip).post(question("ping")).status == 200
+
+
+def test_ten_thousand_guesses_get_nowhere_and_are_seen(host: Host, ip: str, new_start: None) -> None:
+    def guess(number: int) -> int:
+        door = Door(ip, f"guessed-token-{number:06}")
+        try:
+            return int(door.ask("GET", "/v1/models").status)
+        except OSError:
+            return 0  # hung up
+        finally:
+            door.close()
+
+    since = host.check_output("date '+%F %T'")
+    with ThreadPoolExecutor(60) as pool:
+        found = Counter(pool.map(guess, range(10_000)))
+    assert set(found) == {401, 0}
+    assert found[401] <= 200 + 60
+    assert Door(ip).post(question("ping")).status == 200
+    journal = host.check_output("journalctl --unit=%s --since=%s --output=cat", UNIT, since)
+    seen = [int(count) for count in re.findall(r"developer=- client=\S+ guesses=(\d+)", journal)]
+    assert max(seen) > 9_000
+    assert len(seen) < 1_000  # nor do they fill the journal
+    assert "guessed-token" not in journal
+
+
+# --- what changes while it runs ---
+
+
+def test_tokens_change_at_once_and_running_answers_go_on(host: Host, ip: str, play: Play) -> None:
+    before = main_pid(host), workers(host)
+    stream = Door(ip).send("POST", QUESTION, {"model": "mirror", "seconds": 15})
+    new = {
+        "bob": TOKENS["bob"],
+        "alice": "molecule-new-token-of-alice",
+        "alice_old": (TOKENS["alice"], int(time.time()) + 12),
+    }
+    start = time.monotonic()
+    done = play(SCENARIO / "tokens.yml", "--diff", tokens_of(**new))
+    taken = time.monotonic() - start
+    assert done.returncode == 0, done.stdout
+    assert Door(ip, "molecule-new-token-of-alice").ask("GET", "/v1/models").status == 200
+    assert Door(ip, TOKENS["alice"]).ask("GET", "/v1/models").status == 200
+    until(lambda: Door(ip, TOKENS["alice"]).ask("GET", "/v1/models").status == 401, seconds=14)
+
+    done = play(SCENARIO / "tokens.yml", tokens_of(alice=TOKENS["alice"]))
+    assert done.returncode == 0, done.stdout
+    assert Door(ip, TOKENS["bob"]).ask("GET", "/v1/models").status == 401
+    assert "x-local-llm-developer" in stream.read().decode()
+    assert (main_pid(host), workers(host)) == before
+    assert taken < 5
+
+    again = play(SCENARIO / "tokens.yml", tokens_of(**TOKENS))
+    assert "changed=1" in again.stdout
+    assert "changed=0" in play(SCENARIO / "tokens.yml", tokens_of(**TOKENS)).stdout
+
+
+def test_a_new_configuration_ends_no_answer(host: Host, ip: str, play: Play) -> None:
+    before = main_pid(host)
+    stream = Door(ip).send("POST", QUESTION, {"model": "mirror", "seconds": 25})
+    done = play(SCENARIO / "converge.yml", "--extra-vars=gateway_body_limit_mib=1")
+    assert done.returncode == 0, done.stdout
+    assert Door(ip).announce(2 * MIB).status == 413
+    assert "x-local-llm-developer" in stream.read().decode()
+    assert main_pid(host) == before
+    assert play(SCENARIO / "converge.yml").returncode == 0
+
+
+def test_a_wrong_configuration_leaves_the_door_as_it_is(host: Host, ip: str, play: Play) -> None:
+    wrong = {
+        "gateway_tls": "files",
+        "gateway_certificate": "-----BEGIN CERTIFICATE-----\nno\n-----END CERTIFICATE-----\n",
+    }
+    wrong["gateway_private_key"] = "-----BEGIN PRIVATE KEY-----\nno\n-----END PRIVATE KEY-----\n"
+    done = play(SCENARIO / "converge.yml", f"--extra-vars={json.dumps(wrong)}")
+    assert done.returncode != 0
+    assert Door(ip).ask("GET", "/v1/models").status == 200
+    assert play(SCENARIO / "converge.yml").returncode == 0
+
+
+# --- what breaks ---
+
+
+def ask_all(ip: str, count: int, at: dict[int, Callable[[], Any]]) -> Counter[int | str]:
+    """Ask many questions, eight at a time, and do something after so many; returns how often each outcome came."""
+    outcomes: Counter[int | str] = Counter()
+    lock = threading.Lock()
+
+    def ask(_: int) -> None:
+        door = Door(ip)
+        reply = door.post(question(QUICKSORT))
+        right = reply.status == 200 and reply.json["choices"][0]["message"]["content"] == ANSWERS[QUICKSORT]
+        with lock:
+            outcomes["right" if right else reply.status] += 1
+            then = at.get(sum(outcomes.values()))
+        door.close()
+        if then:
+            then()
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(ask, range(count)))
+    return outcomes
+
+
+def test_no_request_is_lost_when_a_replica_is_killed_and_comes_back(guest: Guest) -> None:
+    ip, victim = address(guest("debian12")), guest("debian13")
+    state = "systemctl is-active %s"
+    kill = {40: lambda: victim.check_output("systemctl kill --signal=KILL %s", ENGINE)}
+    assert ask_all(ip, 200, kill) == {"right": 200}
+    until(lambda: victim.run(state, ENGINE).stdout.strip() == "active")
+    assert ask_all(ip, 20, {}) == {"right": 20}
+
+
+def test_without_any_replica_the_caller_is_told(guest: Guest) -> None:
+    ip = address(guest("debian12"))
+    for name in ("debian12", "debian13"):
+        guest(name).check_output("systemctl stop %s", ENGINE)
+    try:
+        reply = Door(ip).post(question("ping"))
+        assert reply.status == 503
+        assert reply.json["error"]["message"].startswith("No server of this model")
+    finally:
+        for name in ("debian12", "debian13"):
+            guest(name).check_output("systemctl start %s", ENGINE)
+    until(lambda: Door(ip).post(question("ping")).status == 200)
+
+
+def test_a_developers_conversation_stays_on_one_replica(guest: Guest) -> None:
+    host = guest("debian12")
+    until(lambda: Door(address(host)).post(question("ping")).status == 200)
+    time.sleep(21)  # slow start of both is over
+    since = host.check_output("date '+%F %T'")
+    time.sleep(1)
+    for _ in range(10):
+        for token in TOKENS.values():
+            assert Door(address(host), token).post(question("ping")).status == 200
+    lines = host.check_output("journalctl --unit=%s --since=%s --output=cat", UNIT, since).splitlines()
+    for name in TOKENS:
+        servers = {
+            part for line in lines if f"developer={name} " in line for part in line.split() if part[:7] == "server="
+        }
+        assert len(servers) == 1
+
+
+def test_a_door_that_dies_is_back_by_itself(host: Host, ip: str) -> None:
+    host.check_output("systemctl kill --signal=KILL %s", UNIT)
+
+    def answers() -> bool:
+        try:
+            return bool(Door(ip).ask("GET", "/v1/models").status == 200)
+        except OSError:
+            return False
+
+    until(answers, seconds=15)
+
+
+# --- what it is allowed ---
+
+
+def test_the_unit_has_few_rights(host: Host) -> None:
+    assert host.service(UNIT).is_enabled
+    line = host.run("systemd-analyze security --no-pager %s", UNIT).stdout.splitlines()[-1]
+    assert float(line.split(": ")[1].split()[0]) <= 1.5
+    assert host.check_output("ps -o user= -p %s", main_pid(host)).strip().startswith("local-ll")
+
+
+def test_keys_are_in_one_file_and_tokens_in_none(host: Host) -> None:
+    found = host.run("grep -rlsF -- %s /etc /home /opt /root /run /srv /tmp /usr/local /var", ENGINE_KEY).stdout.split()
+    ours = [path for path in found if "gateway" in path]
+    assert ours == ["/etc/local-llm-gateway/keys.map"]
+    mode = host.file("/etc/local-llm-gateway/keys.map")
+    assert (mode.user, mode.group, mode.mode) == ("root", "local-llm-gateway", 0o640)
+    for token in TOKENS.values():
+        assert not host.run("grep -rlsF -- %s /etc /run /var/log", token).stdout
+        assert token not in host.check_output("journalctl --boot --no-pager")
+
+
+def test_the_distributions_own_service_does_not_run(host: Host) -> None:
+    assert not host.service("haproxy").is_running

@@ -1,0 +1,192 @@
+"""Ansible module: refuses what the door could not serve on this host, before anything is changed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.service_checks import address_problem, key_problem, listeners, overlap
+
+DOCUMENTATION = r"""
+module: gateway_preflight
+short_description: What would keep the door from being served here
+description:
+  - Reads the input, the host's addresses and listeners. Changes nothing.
+author: local-llm-fleet
+options:
+  unit:
+    description: The door's own unit, whose ports are its own.
+    type: str
+    required: true
+  address:
+    description: IP address to listen on.
+    type: str
+    required: true
+  ports:
+    description: TCP ports, by the variable that sets each.
+    type: dict
+    required: true
+  models:
+    description: The models, with C(name) and C(servers), each with C(name) and C(address).
+    type: list
+    elements: dict
+    required: true
+  bridges:
+    description: The bridges, with C(name) and C(address).
+    type: list
+    elements: dict
+    required: true
+  developers:
+    description: The developers, with C(name) and C(token_sha256).
+    type: list
+    elements: dict
+    required: true
+  keys:
+    description: Keys that are needed, by the variable that sets each.
+    type: dict
+    required: true
+  limits:
+    description: Numbers that are at least 1, by the variable that sets each.
+    type: dict
+    required: true
+  certificate:
+    description: PEM text, if the certificate is given.
+    type: str
+  private_key:
+    description: PEM text, if the certificate is given.
+    type: str
+"""
+
+NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
+DEVELOPER = r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}"  # as the bridge has it
+
+
+def doubles(values: list[str]) -> list[str]:
+    """What is in a list more than once."""
+    return sorted({value for value in values if values.count(value) > 1})
+
+
+def place_problems(address: str, ports: dict[str, Any], unit: str, ss: str) -> Iterator[str]:
+    """What is wrong with where the door is to listen.
+
+    Args:
+        address: IP address.
+        ports: TCP ports, by variable.
+        unit: The door's unit.
+        ss: Path of ss(8).
+    """
+    if problem := address_problem("gateway_address", address):
+        yield problem
+        return
+    if doubles([str(port) for port in ports.values()]):
+        yield f"{' and '.join(ports)} are the same port; choose two"
+    for variable, port in ports.items():
+        if not 1 <= int(port) <= 65535:
+            yield f"{variable} is {port}; choose a port from 1 to 65535"
+            continue
+        for taken, process, pid in listeners(ss, int(port)):
+            wanted = address if variable == "gateway_port" else "127.0.0.1"
+            if overlap(wanted, taken) and not is_of_unit(pid, unit):
+                yield (
+                    f"{variable}: port {port} on {taken} is taken by {process} (pid {pid}); stop it, or choose another"
+                )
+
+
+def is_of_unit(pid: int, unit: str) -> bool:
+    """Whether a process belongs to a unit."""
+    try:
+        return Path(f"/proc/{pid}/cgroup").read_text().rstrip().endswith(f"/{unit}")
+    except OSError:
+        return False
+
+
+def target_problems(models: list[dict[str, Any]], bridges: list[dict[str, Any]]) -> Iterator[str]:
+    """What is wrong with those whom the door asks."""
+    if not models and not bridges:
+        yield "gateway_models and gateway_bridges are empty, so there is nothing behind the door; name what it serves"
+    for name in doubles([model["name"] for model in models]):
+        yield f"gateway_models: {name} is there more than once; give all its servers in one entry"
+    for model in models:
+        if not re.fullmatch(NAME, model["name"]):
+            yield f"gateway_models: name {model['name']!r}: use letters, digits, '.', '_' and '-'"
+        if not model["servers"]:
+            yield f"gateway_models: {model['name']} has no servers"
+    groups = [(f"gateway_models: {model['name']}", model["servers"]) for model in models]
+    for where, servers in [*groups, ("gateway_bridges", bridges)]:
+        for name in doubles([server["name"] for server in servers]):
+            yield f"{where}: {name} is there more than once; give each server a name of its own"
+        for server in servers:
+            if not re.fullmatch(NAME, server["name"]):
+                yield f"{where}: name {server['name']!r} of a server: use letters, digits, '.', '_' and '-'"
+            if not re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+):\d{1,5}", server["address"]):
+                yield f"{where}: {server['name']}: address is {server['address']!r}; it is host:port, without http://"
+
+
+def caller_problems(developers: list[dict[str, Any]], keys: dict[str, str]) -> Iterator[str]:
+    """What is wrong with tokens and keys. No secret is in what it says."""
+    for developer in developers:
+        if not re.fullmatch(DEVELOPER, developer["name"]):
+            yield (
+                f"gateway_developers: name {developer['name']!r}: use letters, digits, '.', '_', '@' and '-' (64 at "
+                "most), the first a letter or digit"
+            )
+        digest = developer["token_sha256"]
+        if not re.fullmatch("[0-9a-f]{64}", digest):
+            yield (
+                f"gateway_developers: token_sha256 of {developer['name']} has {len(digest)} characters; it is the "
+                "token's SHA-256, 64 digits 0-9a-f. `printf %s TOKEN | sha256sum` shows it"
+            )
+    for digest in doubles([developer["token_sha256"] for developer in developers]):
+        names = ", ".join(developer["name"] for developer in developers if developer["token_sha256"] == digest)
+        yield f"gateway_developers: {names} have the same token; give each their own"
+    yield from filter(None, (key_problem(variable, key) for variable, key in keys.items()))
+
+
+def certificate_problems(certificate: str, private_key: str) -> Iterator[str]:
+    """What is plainly wrong with a certificate that is given; HAProxy itself sees whether the key belongs to it."""
+    if "-----BEGIN CERTIFICATE-----" not in certificate:
+        yield "gateway_certificate has no PEM certificate (-----BEGIN CERTIFICATE-----); gateway_tls: files needs one"
+    if not re.search("-----BEGIN (EC |RSA )?PRIVATE KEY-----", private_key):
+        yield (
+            "gateway_private_key has no PEM private key without a passphrase (-----BEGIN PRIVATE KEY-----); "
+            "`openssl pkey -in FILE` takes a passphrase away"
+        )
+
+
+def main() -> None:
+    """Run as an Ansible module."""
+    module = AnsibleModule(
+        argument_spec={
+            "unit": {"type": "str", "required": True},
+            "address": {"type": "str", "required": True},
+            "ports": {"type": "dict", "required": True},
+            "models": {"type": "list", "elements": "dict", "required": True},
+            "bridges": {"type": "list", "elements": "dict", "required": True},
+            "developers": {"type": "list", "elements": "dict", "required": True},
+            "keys": {"type": "dict", "required": True, "no_log": True},
+            "limits": {"type": "dict", "required": True},
+            "certificate": {"type": "str"},
+            "private_key": {"type": "str", "no_log": True},
+        },
+        supports_check_mode=True,
+    )
+    params = module.params
+    ss = module.get_bin_path("ss", required=True)
+    problems = [
+        *place_problems(params["address"], params["ports"], params["unit"], ss),
+        *target_problems(params["models"], params["bridges"]),
+        *caller_problems(params["developers"], params["keys"]),
+    ]
+    problems += [f"{name} is {value}; it is at least 1" for name, value in params["limits"].items() if int(value) < 1]
+    if params["certificate"] is not None:
+        problems += certificate_problems(params["certificate"], params["private_key"])
+    if problems:
+        module.fail_json(msg="\n".join(problems))
+    module.exit_json(changed=False)
+
+
+if __name__ == "__main__":
+    main()
