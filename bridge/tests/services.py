@@ -226,11 +226,13 @@ class Bridge:
                 return error.code, error.read().decode(), error.headers
 
     @asynccontextmanager
-    async def client(self, mode: str = "auto", token: str = TOKEN) -> AsyncIterator[Client]:
-        headers = {"Authorization": f"Bearer {token}"}
+    async def client(
+        self, mode: str = "auto", token: str = TOKEN, query: str = "", headers: Mapping[str, str] | None = None
+    ) -> AsyncIterator[Client]:
+        headers = {"Authorization": f"Bearer {token}", **(headers or {})}
         async with (
             httpx2.AsyncClient(headers=headers, timeout=30) as http,
-            Client(streamable_http_client(self.url, http_client=http), mode=mode) as client,
+            Client(streamable_http_client(self.url + query, http_client=http), mode=mode) as client,
         ):
             yield client
 

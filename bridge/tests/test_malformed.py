@@ -581,7 +581,7 @@ class Lanes:
             self.taken.append("sdk")
 
         decide = exchange.Exchange(cast("Express", self), sdk)
-        asyncio.run(decide({"developer": "alice"}, headers, receive, send))
+        asyncio.run(decide({"developer": "alice", "model": None}, headers, receive, send))
 
     def answer(self, _request: Everyday) -> dict[str, Any]:
         self.taken.append("quick")

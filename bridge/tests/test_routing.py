@@ -172,6 +172,38 @@ async def test_an_unknown_name_is_answered_with_the_known_ones(fleet: Bridge) ->
     assert text_of(result) == "There is no model 'gpt-9'. Known: general, coder, asleep."
 
 
+@pytest.mark.parametrize(
+    ("query", "tool", "arguments", "answered"),
+    [
+        ("?model=general", "chat", {"message": "Refactor this method."}, "general"),
+        ("?model=general", "code_generation", {"task": "Say hello."}, "general"),
+        ("?model=general", "review_code", {"code": "x = 1"}, "general"),
+        ("?model=gener%61l", "chat", {"message": "Good morning!"}, "general"),
+        ("?model=general", "chat", {"message": "Good morning!", "model": "coder"}, "coder"),
+        ("?model=general", "chat", {"message": "Good morning!", "model": ""}, "general"),
+        ("?model=", "chat", {"message": "Good morning!"}, "coder"),
+        ("?other=general", "chat", {"message": "Good morning!"}, "coder"),
+    ],
+)
+async def test_an_address_can_name_the_model_for_calls_that_name_none(
+    fleet: Bridge, query: str, tool: str, arguments: dict[str, Any], answered: str
+) -> None:
+    for mode in ("auto", "legacy"):
+        async with fleet.client(mode, query=query) as client:
+            result = await client.call_tool(tool, {**arguments, "fresh": True})
+            assert text_of(result) == f"I am {answered}"
+            assert not (await client.call_tool("list_models", {})).is_error
+
+
+async def test_an_unknown_name_in_the_address_is_answered_with_the_known_ones(fleet: Bridge) -> None:
+    async with fleet.client(query="?model=gpt-9%0a") as client:
+        result = await client.call_tool("chat", {"message": "hi"})
+        assert "coder" in text_of(await client.call_tool("list_models", {}))
+    assert result.is_error
+    assert text_of(result) == "There is no model 'gpt-9\\n'. Known: general, coder, asleep."
+    assert "gpt-9" not in fleet.log.read_text()
+
+
 async def test_a_named_model_that_is_down_is_not_replaced_by_another(fleet: Bridge) -> None:
     async with fleet.client() as client:
         result = await client.call_tool("chat", {"message": "hi", "model": "asleep"})

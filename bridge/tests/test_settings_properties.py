@@ -34,6 +34,7 @@ KEYS = [
     "developers",
     "token_sha256",
     "tokens_file",
+    "door_key_sha256",
     "routing",
     "model",
     "keywords",

@@ -33,12 +33,12 @@ def call_tool(user: str, tool: str, arguments: str) -> dict[str, object]:
             "PATH": f"{account.pw_dir}/.local/bin:/usr/local/bin:/usr/bin:/bin",
             "LANG": "C.UTF-8",
             "TERM": "dumb",
-            "ANTHROPIC_BASE_URL": messages.url,
-            "ANTHROPIC_AUTH_TOKEN": "scripted",
-            "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
         }
+        # Settings of the command line come before those of a user whose Claude Code runs on a local model itself.
+        cloud = {"ANTHROPIC_BASE_URL": messages.url, "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1"}
+        settings = json.dumps({"apiKeyHelper": "echo scripted", "env": cloud})
         client = subprocess.run(
-            ["claude", "-p", f"CALL {tool} {arguments}", "--output-format", "json"],
+            ["claude", "-p", f"CALL {tool} {arguments}", "--output-format", "json", "--settings", settings],
             cwd=account.pw_dir,
             env=environment,
             user=user,

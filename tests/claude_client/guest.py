@@ -1,9 +1,10 @@
-"""Let a user's Claude Code in a guest call a tool, from a testinfra test."""
+"""Let a user's Claude Code in a guest call a tool or answer a question, from a testinfra test."""
 
 from __future__ import annotations
 
 import base64
 import json
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,3 +45,28 @@ def call_tool(host: Host, user: str, tool: str, **arguments: Any) -> ToolResult:
     answer = json.loads(output)
     assert "error" not in answer, answer["error"]
     return ToolResult(answer["text"], answer["is_error"])
+
+
+def ask(host: Host, user: str, question: str, *options: str) -> str:
+    """Let the real client answer a question in gateway mode, with nothing but what is configured for the user.
+
+    Without options the client sends what it always does: about 80 KB of instructions and tools, 35,000 tokens of the
+    tiny model's. ``--tools ""`` makes it 8 KB. ``--bare`` makes it less than 1 KB, so that the tiny model knows the
+    question; it needs ``--settings``, as a bare client reads no settings of its own accord.
+
+    Args:
+        host: the guest, as root.
+        user: the developer's account there.
+        question: what to ask.
+        *options: of the client.
+
+    Returns:
+        The answer.
+
+    Raises:
+        AssertionError: the client failed; the text has its words.
+    """
+    command = f"claude -p {shlex.join([question, *options])} </dev/null"
+    result = host.run("su -l %s -c %s", user, command)
+    assert result.rc == 0, f"the client failed (exit status {result.rc}): {result.stdout}{result.stderr}"
+    return str(result.stdout).strip()

@@ -10,6 +10,8 @@ from typing import Any
 
 import claude_code_config as config
 import pytest
+from ansible.module_utils import claude_code_home
+from ansible.module_utils.claude_code_home import Home
 from ansible.module_utils.home_files import Account, ConfigError
 from ansible.module_utils.json_additions import DocumentError, parse, render
 
@@ -39,16 +41,29 @@ def params(**changes: Any) -> dict[str, Any]:
         "stdio_command": "/bin/true",
         "stdio_env": {},
         "timeout_ms": 600000,
-        "settings": {"permissions": {"allow": ["mcp__local-llm"]}},
+        "servers": [],
+        "permissions": ["mcp__local-llm"],
+        "settings": {},
+        "gateway": {"url": "", "model": "", "models": {}, "context": 0, "max_output": 8192, "thinking": False},
+        "ca_certificate": "",
+        "managed": False,
+        "managed_servers_only": False,
         **changes,
     }
 
 
-def plan(account: Account, token: str | None = TOKEN, transport: str = "http", **changes: Any) -> config.Home:
-    return config.Home(account, {"token": token, "transport": transport}, params(**changes), False)
+def plan(
+    account: Account,
+    token: str | None = TOKEN,
+    transport: str = "http",
+    modes: tuple[str, ...] = ("tools",),
+    **changes: Any,
+) -> Home:
+    options = {"token": token, "transport": transport, "modes": list(modes)}
+    return Home(account, options, params(**changes), False)
 
 
-def apply(account: Account, **changes: Any) -> config.Home:
+def apply(account: Account, **changes: Any) -> Home:
     home = plan(account, **changes)
     home.write()
     return home
@@ -161,8 +176,8 @@ class TestPresent:
 
     def test_what_is_no_longer_wanted_goes(self, account: Account) -> None:
         put(account)
-        apply(account, settings={"env": {"EDITOR": "emacs"}, "permissions": {"allow": ["A", "Read"]}})
-        apply(account, settings={"permissions": {"allow": ["B"]}})
+        apply(account, settings={"env": {"EDITOR": "emacs"}}, permissions=["A", "Read"])
+        apply(account, permissions=["B"])
         assert settings_file(account)["env"] == {"EDITOR": "vi"}
         assert settings_file(account)["permissions"]["allow"] == ["Read", "Edit", "B"]
 
@@ -203,7 +218,7 @@ class TestPresent:
         put(account)
         home = plan(account)
         numbers = iter(range(100, 200))
-        read = config.read
+        read = claude_code_home.read
 
         def read_and_rewrite(path: Path) -> Any:
             snapshot = read(path)
@@ -212,7 +227,7 @@ class TestPresent:
             return snapshot
 
         (account.home / ".claude.json").write_text(RICH.replace("41", "42"))
-        monkeypatch.setattr(config, "read", read_and_rewrite)
+        monkeypatch.setattr(claude_code_home, "read", read_and_rewrite)
         with pytest.raises(ConfigError, match="close Claude Code and try again"):
             home.write()
         assert "local-llm" not in client_file(account)["mcpServers"]

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import re
 from typing import TYPE_CHECKING
 
+from local_llm_bridge.config import DEVELOPER_NAME
 from local_llm_bridge.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -17,6 +19,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+NAME_HEADER = "x-local-llm-developer"
+"""By this a door in front of the bridge says whose request it sends on, once it has checked that developer's token."""
+_DOOR = ""  # stands among the names for whoever holds the door's key
+
 
 class Directory:
     """The developers who may call: those of the settings, and those of a file that may change at any time.
@@ -25,20 +31,28 @@ class Directory:
         developers: those of the settings.
         tokens_file: the others are in; None: there are no others. While the file is wrong, those who were in it before
             may call.
+        door_key_sha256: SHA-256 of the key by which a door in front is known; None: there is none.
     """
 
-    def __init__(self, developers: Sequence[Developer], tokens_file: Path | None) -> None:
+    def __init__(
+        self, developers: Sequence[Developer], tokens_file: Path | None, door_key_sha256: str | None = None
+    ) -> None:
         self._fixed = {developer.token_sha256: developer.name for developer in developers}
+        if door_key_sha256:
+            self._fixed[door_key_sha256] = _DOOR
         self._names = self._fixed
         self._file = tokens_file
         self._state: tuple[int, ...] = ()
         self._refresh()
 
-    def developer_of(self, authorization: str | None) -> str | None:
-        """Return the name of the developer whose token the Authorization header holds, or None.
+    def developer_of(self, authorization: str | None, named: str | None = None) -> str | None:
+        """Return whose request this is: the developer's name; None: the token is not known.
+
+        With the door's key it is the developer whom the door names; empty if it names none as it should.
 
         Args:
-            authorization: the header's value, None when there is none.
+            authorization: value of the Authorization header, None when there is none.
+            named: that of NAME_HEADER, which says nothing unless it comes from the door.
         """
         scheme, _, token = (authorization or "").partition(" ")
         if scheme.lower() != "bearer":
@@ -46,7 +60,10 @@ class Directory:
         self._refresh()
         # How long this takes says nothing about any token: a dictionary looks at digests through a keyed hash, whose
         # key is this process's own.
-        return self._names.get(hashlib.sha256(token.strip().encode()).hexdigest())
+        name = self._names.get(hashlib.sha256(token.strip().encode()).hexdigest())
+        if name != _DOOR:
+            return name
+        return named if named and re.fullmatch(DEVELOPER_NAME, named) else ""
 
     def _refresh(self) -> None:
         if self._file is None:

@@ -42,12 +42,14 @@ class Call:
         arguments: as they came.
         developer: who calls.
         progress: is told the number of tokens that the models have written so far.
+        model: answers if the arguments name none; None: the tool or the bridge chooses.
     """
 
     tool: str
     arguments: dict[str, Any]
     developer: str = audit.NOBODY
     progress: Callable[[int], None] | None = None
+    model: str | None = None
 
 
 class Calls:
@@ -86,6 +88,8 @@ class Calls:
             check(tool, call.arguments)
             self._rate.spend(call.developer)
             arguments = await self._with_files(tool, call.arguments)
+            if call.model and "model" in tool.schema["properties"]:
+                arguments = {**arguments, "model": arguments.get("model") or call.model}
             deadline = started + self._settings.timeout_s
             context = Context(self.backend, call.developer, deadline, call.progress)
             result = await tool.run(context, arguments)

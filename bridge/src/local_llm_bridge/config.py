@@ -152,7 +152,8 @@ def _host_header(value: str) -> str:
 
 # Names go into log lines, so they hold no blanks and no control characters.
 _ModelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,127}$")]
-_DeveloperName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,63}$")]
+DEVELOPER_NAME = r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,63}$"
+_DeveloperName = Annotated[str, StringConstraints(pattern=DEVELOPER_NAME)]
 _Strength = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]{0,31}$")]
 
 
@@ -237,6 +238,7 @@ class _File(_Shared):
     allowed_hosts: list[Annotated[str, AfterValidator(_host_header)]] = []
     developers: list[Developer]
     tokens_file: str | None = Field(default=None, pattern="^/")
+    door_key_sha256: Annotated[str, AfterValidator(_token_digest)] | None = None
     requests_per_minute: int = Field(default=DEFAULT_REQUESTS_PER_MINUTE, ge=0, le=1_000_000)
 
 
@@ -261,6 +263,8 @@ class ServeSettings(Settings):
     developers: tuple[Developer, ...] = ()
     tokens_file: Path | None = None
     """Further developers, whom the command `token` enters and removes; read again when it changes."""
+    door_key_sha256: str | None = None
+    """SHA-256 of the key of a door in front, which says whose requests it sends on; None: there is none."""
 
 
 def from_file(path: Path, *, read_keys: bool = True) -> ServeSettings:
@@ -278,6 +282,8 @@ def from_file(path: Path, *, read_keys: bool = True) -> ServeSettings:
         raise ConfigError(f"{path}: developers: name: found {double!r} more than once; each must be unique")
     if _doubles(developer.token_sha256 for developer in file.developers):
         raise ConfigError(f"{path}: developers: token_sha256: two developers have the same token; give each their own")
+    if file.door_key_sha256 in {developer.token_sha256 for developer in file.developers}:
+        raise ConfigError(f"{path}: door_key_sha256: a developer has it as token_sha256; give the door its own key")
     return ServeSettings(
         **_shared(path, file, read_keys=read_keys),
         requests_per_minute=file.requests_per_minute,
@@ -285,6 +291,7 @@ def from_file(path: Path, *, read_keys: bool = True) -> ServeSettings:
         allowed_hosts=tuple(file.allowed_hosts),
         developers=tuple(file.developers),
         tokens_file=Path(file.tokens_file) if file.tokens_file else None,
+        door_key_sha256=file.door_key_sha256,
     )
 
 

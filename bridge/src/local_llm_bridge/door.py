@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import logging
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 from local_llm_bridge.asgi import Response, text
-from local_llm_bridge.auth import Directory
+from local_llm_bridge.auth import NAME_HEADER, Directory
 from local_llm_bridge.exchange import MAX_BODY, Exchange, TooBigError
 from local_llm_bridge.metrics import Metrics
 
@@ -40,7 +40,7 @@ class Door:
         self._exchange = exchange
         self._metrics = Metrics(calls.backend)
         calls.observers.append(self._metrics)
-        self._directory = Directory(settings.developers, settings.tokens_file)
+        self._directory = Directory(settings.developers, settings.tokens_file, settings.door_key_sha256)
         self._hosts = {*_LOOPBACK, *settings.allowed_hosts, authority(settings.listen.address)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -90,27 +90,31 @@ class Door:
         return refusal
 
     def _refusal(self, scope: Scope, headers: Mapping[str, str]) -> Response | None:
-        """Return why a request to /mcp is refused; None: it is not, and the scope holds the developer."""
+        """Return why a request to /mcp is refused; None: it is not.
+
+        Then the scope holds the developer, and the model that answers calls which name none (None: the bridge chooses).
+        """
         host, origin = headers.get("host", ""), headers.get("origin")
         if not self._accepts(host):
             return text(421, f"This bridge does not answer to the host {host[:100]!r}. Add it to allowed_hosts.")
         if origin is not None and not self._accepts(urlsplit(origin).netloc):
             return text(403, f"Web pages of {origin[:100]!r} may not call this bridge.")
-        developer = self._directory.developer_of(headers.get("authorization"))
-        if developer is None:
-            return _unknown(headers)
+        developer = self._directory.developer_of(headers.get("authorization"), headers.get(NAME_HEADER))
+        if not developer:
+            return _unknown(headers) if developer is None else _unnamed(headers)
         if scope["method"] != "POST":
             return text(405, "MCP here is POST only: there are no sessions and no standing streams.", {"Allow": "POST"})
         length = headers.get("content-length", "")
         if length.isdecimal() and int(length) > MAX_BODY:
             return text(413, f"The request has {length} bytes, the most is {MAX_BODY}. Send less.")
         scope["developer"] = developer
+        scope["model"] = parse_qs(scope["query_string"].decode("latin-1")).get("model", [None])[0]
         return None
 
     def _read_metrics(self, scope: Scope, headers: Mapping[str, str]) -> Response:
         """Return the metrics, which have the names of developers, to this host and to those with a token."""
-        stranger = self._directory.developer_of(headers.get("authorization")) is None
-        if stranger and _peer(scope) not in _LOOPBACK_PEERS:
+        known = self._directory.developer_of(headers.get("authorization"), headers.get(NAME_HEADER))
+        if not known and _peer(scope) not in _LOOPBACK_PEERS:
             return _unknown(headers)
         return Response(200, self._metrics.text(), "text/plain; version=0.0.4; charset=utf-8")
 
@@ -159,3 +163,10 @@ def _unknown(headers: Mapping[str, str]) -> Response:
         " (local-llm-bridge token new, or their SHA-256 under developers).",
         {"WWW-Authenticate": 'Bearer realm="local-llm-bridge"'},
     )
+
+
+def _unnamed(headers: Mapping[str, str]) -> Response:
+    found = "no name of a developer" if NAME_HEADER in headers else "missing"
+    problem = f"The door's key came without a developer: the header X-Local-LLM-Developer is {found}."
+    log.error("%s Does the door set it?", problem)
+    return text(403, f"{problem} The door that holds this key has to set it; developers send their own token.")

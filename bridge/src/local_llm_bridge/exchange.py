@@ -55,7 +55,7 @@ class Exchange:
         self._sdk = sdk
 
     async def __call__(self, scope: Scope, headers: Mapping[str, str], receive: Receive, send: Send) -> None:
-        """Answer one request; `scope["developer"]` says whose.
+        """Answer one request; `scope["developer"]` says whose, `scope["model"]` who answers if it names no model.
 
         Raises:
             TooBigError: before anything has been sent.
@@ -71,15 +71,15 @@ class Exchange:
         if request is None:
             await self._sdk(scope, _replay(body, receive), send)
         elif request.method == "tools/call":
-            await self._call(request, scope["developer"], receive, send)
+            await self._call(request, scope, receive, send)
         else:
             await _json(self._express.answer(request)).send(send)
 
-    async def _call(self, request: Everyday, developer: str, receive: Receive, send: Send) -> None:
+    async def _call(self, request: Everyday, scope: Scope, receive: Receive, send: Send) -> None:
         """Run a call; it ends at once when the client goes away."""
         gone = asyncio.ensure_future(_wait_for_disconnect(receive))
         reply = _Reply(send)
-        work = asyncio.ensure_future(self._work(request, developer, reply))
+        work = asyncio.ensure_future(self._work(request, scope, reply))
         try:
             wait_s = QUIET_S
             while not work.done() and not gone.done():
@@ -96,8 +96,8 @@ class Exchange:
                     with suppress(asyncio.CancelledError):
                         await task
 
-    async def _work(self, request: Everyday, developer: str, reply: _Reply) -> None:
-        await reply.end(await self._express.call(request, reply.event, developer))
+    async def _work(self, request: Everyday, scope: Scope, reply: _Reply) -> None:
+        await reply.end(await self._express.call(request, reply.event, scope["developer"], scope["model"]))
 
 
 class _Reply:

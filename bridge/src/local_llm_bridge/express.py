@@ -120,15 +120,22 @@ class Express:
             result = {**result, **_NO_CACHING}
         return _reply(request, result)
 
-    async def call(self, request: Everyday, send: Callable[[Wire], Awaitable[None]], developer: str = NOBODY) -> Wire:
+    async def call(
+        self,
+        request: Everyday,
+        send: Callable[[Wire], Awaitable[None]],
+        developer: str = NOBODY,
+        model: str | None = None,
+    ) -> Wire:
         """Run a `tools/call`; return the reply.
 
         Args:
             request: the call.
             send: sends the client notifications of the call's progress, if it wants them.
             developer: who calls.
+            model: answers if the call names none; None: the bridge chooses.
         """
-        call = Call(request.params["name"], request.params.get("arguments") or {}, developer)
+        call = Call(request.params["name"], request.params.get("arguments") or {}, developer, model=model)
         if request.progress_token is None:
             return _reply(request, await self._calls.run(call))
 

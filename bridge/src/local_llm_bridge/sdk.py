@@ -17,7 +17,7 @@ from local_llm_bridge.express import SERVER
 from local_llm_bridge.progress import reporting
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from mcp.server.context import ServerRequestContext
 
@@ -40,13 +40,13 @@ def create_server(calls: Calls) -> tuple[Server[Any], Callable[[], None]]:
         context: ServerRequestContext[Any], params: types.CallToolRequestParams
     ) -> types.CallToolResult:
         # Over HTTP the caller has been recognised before the request came here; stdio has one user.
-        developer = context.request.scope["developer"] if context.request else NOBODY
+        scope: Mapping[str, Any] = context.request.scope if context.request else {"developer": NOBODY, "model": None}
 
         async def tell(tokens: int, message: str) -> None:
             await context.session.report_progress(tokens, message=message)
 
         async with reporting(tell) as progress:
-            call = Call(params.name, params.arguments or {}, developer, progress)
+            call = Call(params.name, params.arguments or {}, scope["developer"], progress, scope["model"])
             return types.CallToolResult.model_validate(await calls.run(call))
 
     bus = InMemorySubscriptionBus()

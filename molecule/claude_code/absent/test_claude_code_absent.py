@@ -11,7 +11,7 @@ from testinfra.host import Host
 FILES = Path(__file__).resolve().parents[1] / "files"
 
 
-@pytest.mark.parametrize("user", ["alice", "bob", "carol"])
+@pytest.mark.parametrize("user", ["alice", "bob", "carol", "dave"])
 def test_nothing_of_the_role_is_left(host: Host, user: str) -> None:
     assert not host.file(f"/home/{user}/.config").exists
     mentions = host.run("grep -lF local-llm /home/%s/.claude.json /home/%s/.claude/settings.json", user, user)

@@ -1,4 +1,7 @@
-"""Developers' Claude Code after the role: the client says that it is connected, and their own files are theirs."""
+"""Developers' Claude Code after the role: it uses the local model, or runs on it, and their own files are theirs.
+
+debian13 has the tiny model, the bridge and a stand-in of the door (templates/haproxy.cfg.j2) for the developers of both.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +18,12 @@ from testinfra.host import Host
 PROJECT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(PROJECT))
 
-from tests.claude_client.guest import call_tool  # noqa: E402
+from tests.claude_client.guest import ask, call_tool  # noqa: E402
 
-DEVELOPERS = ("alice", "bob", "carol")
-SECRETS = {"alice": "molecule-token-of-alice", "bob": "molecule-token-of-bob", "carol": "molecule-engine-key"}
+DEVELOPERS = ("alice", "bob", "carol", "dave")
+SECRETS = {user: f"molecule-token-of-{user}" for user in DEVELOPERS}
 VERSION = "2.1.330"
-
-pytestmark = pytest.mark.units("bridge.service")
+FRANCE = "What is the capital of France?"
 
 
 def read_json(host: Host, path: str) -> Any:
@@ -32,7 +34,7 @@ def ask_client(host: Host, user: str) -> str:
     return str(host.check_output("su -l %s -c 'claude mcp get local-llm'", user))
 
 
-@pytest.mark.parametrize("user", DEVELOPERS)
+@pytest.mark.parametrize("user", ["alice", "bob", "carol"])
 def test_the_client_says_that_it_is_connected(host: Host, user: str) -> None:
     assert "Status: ✔ Connected" in ask_client(host, user)
 
@@ -44,12 +46,40 @@ def test_the_client_is_the_pinned_one_and_stays_at_it(host: Host) -> None:
         assert read_json(host, f"/home/{user}/.claude/settings.json")["env"]["DISABLE_AUTOUPDATER"] == "1"
 
 
+# alice's client asks the bridge over https; carol's starts one, which does that. Both trust the private CA.
 @pytest.mark.parametrize("user", ["alice", "carol"])
 def test_the_client_calls_a_tool_without_asking_for_permission(host: Host, user: str) -> None:
-    # There is no engine in this scenario, so the bridge's own words are the result.
-    result = call_tool(host, user, "mcp__local-llm__chat", message="Hello")
-    assert result.is_error
-    assert "127.0.0.1:8000" in result.text
+    result = call_tool(host, user, "mcp__local-llm__chat", message=FRANCE)
+    assert (result.text, result.is_error) == ("Paris", False)
+
+
+# --- gateway mode ---
+
+
+@pytest.mark.parametrize("user", ["alice", "dave"])
+def test_claude_code_itself_completes_a_turn_on_the_local_model(host: Host, user: str) -> None:
+    settings = f"/home/{user}/.claude/settings.json"
+    assert ask(host, user, FRANCE, "--bare", "--settings", settings) == "Paris"
+
+
+def test_it_needs_no_option_to_find_the_local_model(host: Host) -> None:
+    # Instructions of 8 KB confuse the tiny model, but it is the one that answers.
+    assert ask(host, "dave", FRANCE, "--tools", "").startswith("I am a tiny test model.")
+
+
+def test_all_of_claude_code_is_more_than_the_tiny_models_context(host: Host) -> None:
+    with pytest.raises(AssertionError, match=r"exceeds the available context size \(32768 tokens\)"):
+        ask(host, "dave", FRANCE)
+
+
+def test_gateway_mode_alone_has_no_mcp_server_and_tools_alone_no_gateway(host: Host) -> None:
+    assert not read_json(host, "/home/dave/.claude.json").get("mcpServers")
+    assert set(read_json(host, "/home/bob/.claude/settings.json")["env"]) == {
+        "EDITOR",
+        "DISABLE_AUTOUPDATER",
+        "MOLECULE",
+        "NODE_EXTRA_CA_CERTS",
+    }
 
 
 @pytest.mark.parametrize("user", DEVELOPERS)
@@ -77,11 +107,9 @@ def test_what_a_developer_had_before_stays(host: Host) -> None:
     assert {key: has[key] for key in had if key != "numStartups"} == {
         key: had[key] for key in had if key != "numStartups"
     }
-    assert read_json(host, "/home/bob/.claude/settings.json") == {
-        "permissions": {"deny": ["WebFetch"], "allow": ["Read", "mcp__local-llm"]},
-        "model": "opus",
-        "env": {"EDITOR": "vi", "DISABLE_AUTOUPDATER": "1", "MOLECULE": "1"},
-    }
+    has = read_json(host, "/home/bob/.claude/settings.json")
+    assert has["permissions"] == {"deny": ["WebFetch"], "allow": ["Read", "mcp__local-llm"]}
+    assert (has["model"], has["env"]["EDITOR"], has["env"]["MOLECULE"]) == ("opus", "vi", "1")
     settings = host.file("/home/bob/.claude/settings.json")
     assert (settings.user, settings.group, settings.mode) == ("bob", "bob", 0o640)
 
@@ -139,12 +167,57 @@ def test_an_unknown_transport_is_refused(configure: Configure) -> None:
 
 def test_a_client_that_is_not_let_in_fails_the_play_in_its_own_words(configure: Configure) -> None:
     output = configure(MALLORY)
-    assert "Claude Code does not reach the MCP server 'local-llm'" in output
+    assert "Claude Code does not reach the local model" in output
     assert "HTTP 401" in output
 
 
 def test_a_server_that_is_down_fails_the_play_in_the_clients_own_words(configure: Configure) -> None:
     assert "ECONNREFUSED" in configure(MALLORY, claude_code_url="http://127.0.0.1:9/mcp")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, "https://debian13:8443/v1/models answers 401: it does not know this developer's token"),
+        ({"claude_code_ca_certificate": ""}, "its certificate is not trusted (unable to get local issuer certificate)"),
+    ],
+)
+def test_a_gateway_that_does_not_let_the_developer_in_fails_the_play(
+    configure: Configure, changes: dict[str, str], words: str
+) -> None:
+    assert words in configure(MALLORY, claude_code_modes=["gateway"], **changes)
+
+
+def test_a_model_with_too_little_context_is_refused_before_anything_changes(configure: Configure) -> None:
+    output = configure(ALICE, claude_code_modes=["gateway"], claude_code_gateway_context=16384)
+    assert "nothing was changed, because of:" in output
+    assert "Claude Code needs 24576 tokens for its first request" in output
+
+
+# --- for all users of the host ---
+
+
+def test_managed_settings_let_claude_code_run_on_the_local_model_and_users_cannot_overrule_them(
+    guest: Callable[..., Host], configure: Configure
+) -> None:
+    host = guest("debian13")
+    dave = {"user": "dave", "token": SECRETS["dave"]}
+    managed = {"claude_code_managed": True, "claude_code_managed_servers_only": True}
+    try:
+        configure(dave, rc=0, claude_code_modes=["tools", "gateway"], **managed)
+        assert not host.file("/home/dave/.claude/settings.json").exists
+        host.check_output("su -l dave -c 'claude mcp add --scope user --transport http stray https://127.0.0.1:9/mcp'")
+        host.check_output("echo %s > /home/dave/.claude/settings.json", '{"env": {"ANTHROPIC_MODEL": "gpt-4"}}')
+        assert ask(host, "dave", FRANCE, "--tools", "").startswith("I am a tiny test model.")
+        listed = host.check_output("su -l dave -c 'claude mcp list'")
+        assert "local-llm: https://debian13:8443/mcp (HTTP) - ✔ Connected" in listed
+        assert "stray" not in listed
+        assert SECRETS["dave"] not in host.check_output("cat /etc/claude-code/*.pem /etc/claude-code/*/*")
+    finally:
+        host.run("rm -f /home/dave/.claude/settings.json")
+        configure(dave, rc=0, claude_code_modes=["gateway"])
+        host.run("su -l dave -c 'claude mcp remove --scope user stray'")
+    assert not host.file("/etc/claude-code").exists
 
 
 def test_a_developer_without_a_client_is_configured_and_told_of(
@@ -156,4 +229,4 @@ def test_a_developer_without_a_client_is_configured_and_told_of(
         output = configure(MALLORY, rc=0, claude_code_client_install=False)
     finally:
         host.check_output("mv /usr/local/bin/claude.hidden /usr/local/bin/claude")
-    assert "mallory is configured, but has no Claude Code on this host, so nothing was asked" in output
+    assert "mallory is configured, but has no Claude Code on this host to ask" in output

@@ -16,24 +16,31 @@ from testinfra.host import Host
 PROJECT = Path(__file__).resolve().parent.parent.parent.parent
 sys.path.insert(0, str(PROJECT))
 
-from tests.claude_client.guest import call_tool  # noqa: E402
+from tests.claude_client.guest import ask, call_tool  # noqa: E402
 
 ANSWERS = json.loads((PROJECT / "tests/tiny_model/answers.json").read_text())
 QUICKSORT = "Write a quicksort function in Python."
 INVENTORIES = [PROJECT / "inventories/demo", PROJECT / "molecule/fleet/inventory"]
 ENGINE = "llama-cpp@qwen2-tiny"
 BRIDGE = "local-llm-bridge"
+DOOR = "local-llm-gateway"
+GATEWAYS = ("gateway1", "gateway2")
 SECRETS = {
     "molecule-fleet-engine-key": {
         ("model1", "/etc/llama-cpp/credentials/api-key"),
-        ("gateway1", "/etc/local-llm-bridge/credentials/engine-key"),
-        ("dev1", "/home/bob/.config/local-llm-fleet/local-llm.token"),  # stdio asks the engine itself
+        ("model2", "/etc/llama-cpp/credentials/api-key"),
+        *((name, "/etc/local-llm-bridge/credentials/engine-key") for name in GATEWAYS),
+        *((name, "/etc/local-llm-gateway/keys.map") for name in GATEWAYS),
     },
-    "molecule-fleet-token-of-alice": {("dev1", "/home/alice/.config/local-llm-fleet/local-llm.token")},
-    "molecule-fleet-token-of-bob": set(),
+    "molecule-fleet-bridge-key": {(name, "/etc/local-llm-gateway/keys.map") for name in GATEWAYS},
+    **{
+        f"molecule-fleet-token-of-{name}": {("dev1", f"/home/{name}/.config/local-llm-fleet/local-llm.token")}
+        for name in ("alice", "bob", "carol")
+    },
 }
+HOSTS = ("model1", "model2", *GATEWAYS, "dev1")
 
-pytestmark = pytest.mark.units(ENGINE, BRIDGE)
+pytestmark = pytest.mark.units(ENGINE, BRIDGE, DOOR)
 
 Guest = Callable[..., Host]
 Play = Callable[..., subprocess.CompletedProcess[str]]
@@ -54,6 +61,15 @@ def journal(host: Host, unit: str) -> str:
     return str(host.check_output("journalctl --boot --no-pager --unit=%s", unit))
 
 
+def until_ready(guest: Guest) -> None:
+    """Wait until both engines answer."""
+    deadline = time.monotonic() + 60
+    for name in ("model1", "model2"):
+        while guest(name).run("curl -sf -m 5 http://$(hostname -I | cut -d' ' -f1):8000/health").failed:
+            assert time.monotonic() < deadline
+            time.sleep(0.5)
+
+
 def test_claude_code_says_that_it_is_connected(guest: Guest) -> None:
     for user in ("alice", "bob"):
         words = guest("dev1").check_output("su - %s -c 'claude mcp get local-llm'", user)
@@ -65,14 +81,24 @@ def test_claude_code_gets_the_models_answer_over_http(guest: Guest, message: str
     result = call_tool(guest("dev1"), "alice", "mcp__local-llm__chat", message=message)
     assert not result.is_error
     assert result.text == ANSWERS["chat"][message]
-    assert "call developer=alice tool=chat model=qwen2-tiny outcome=ok" in journal(guest("gateway1"), BRIDGE)
+    bridges = "".join(journal(guest(name), BRIDGE) for name in GATEWAYS)
+    assert "call developer=alice tool=chat model=qwen2-tiny outcome=ok" in bridges
+    assert "developer=alice" in journal(guest("gateway1"), DOOR)
 
 
 def test_claude_code_gets_the_models_answer_over_stdio(guest: Guest) -> None:
     result = call_tool(guest("dev1"), "bob", "mcp__local-llm__chat", message="Hello")
     assert not result.is_error
     assert result.text == ANSWERS["chat"]["Hello"]
-    assert "developer=bob" not in journal(guest("gateway1"), BRIDGE)
+    assert all("developer=bob" not in journal(guest(name), BRIDGE) for name in GATEWAYS)
+    assert "developer=bob" in journal(guest("gateway1"), DOOR)
+
+
+def test_claude_code_itself_runs_on_the_model(guest: Guest) -> None:
+    settings = "/home/carol/.claude/settings.json"
+    answer = ask(guest("dev1"), "carol", "What is the capital of France?", "--bare", "--settings", settings)
+    assert answer == "Paris"
+    assert "developer=carol" in journal(guest("gateway1"), DOOR)
 
 
 def test_generated_code_runs(guest: Guest) -> None:
@@ -90,23 +116,33 @@ def test_wrong_arguments_are_explained(guest: Guest) -> None:
     assert "message (string, required)" in result.text
 
 
-def test_without_the_engine_the_developer_is_told_what_is_wrong(guest: Guest) -> None:
-    guest("model1").check_output("systemctl stop %s", ENGINE)
+def test_without_any_engine_the_developer_is_told_what_is_wrong(guest: Guest) -> None:
+    for name in ("model1", "model2"):
+        guest(name).check_output("systemctl stop %s", ENGINE)
     try:
         result = call_tool(guest("dev1"), "alice", "mcp__local-llm__chat", message="Hello", fresh=True)
     finally:
-        guest("model1").check_output("systemctl start %s", ENGINE)
+        for name in ("model1", "model2"):
+            guest(name).check_output("systemctl start %s", ENGINE)
     assert result.is_error
-    assert "http://model1:8000/v1 cannot be reached" in result.text
+    assert "No server of this model" in result.text
 
 
-def test_an_engine_that_dies_is_back_by_itself(guest: Guest) -> None:
-    guest("model1").check_output("systemctl kill --signal=KILL %s", ENGINE)
-    deadline = time.monotonic() + 60
-    while guest("gateway1").run("curl -sf -m 5 http://$(hostname -I | cut -d' ' -f1):8080/readyz").failed:
-        assert time.monotonic() < deadline
-        time.sleep(1)
+@pytest.mark.parametrize("name", ["model1", "model2"])
+def test_an_engine_that_dies_is_not_missed(guest: Guest, name: str) -> None:
+    until_ready(guest)
+    guest(name).check_output("systemctl kill --signal=KILL %s", ENGINE)
     result = call_tool(guest("dev1"), "alice", "mcp__local-llm__chat", message="Hello", fresh=True)
+    assert result.text == ANSWERS["chat"]["Hello"]
+    until_ready(guest)
+
+
+def test_a_bridge_that_is_gone_is_not_missed(guest: Guest) -> None:
+    guest("gateway1").check_output("systemctl stop %s", BRIDGE)
+    try:
+        result = call_tool(guest("dev1"), "alice", "mcp__local-llm__chat", message="Hello", fresh=True)
+    finally:
+        guest("gateway1").check_output("systemctl start %s", BRIDGE)
     assert result.text == ANSWERS["chat"]["Hello"]
 
 
@@ -121,18 +157,19 @@ def test_verify_shows_the_fleet_and_an_answer(play: Play) -> None:
 
 
 def test_no_secret_is_in_a_diff(play: Play) -> None:
-    others = ["molecule-fleet-another-engine-key", "molecule-fleet-another-token"]
-    extra = {"fleet_engine_key": others[0], "fleet_developers": [{"name": "alice", "token": others[1]}]}
+    others = ["molecule-fleet-another-engine-key", "molecule-fleet-another-token", "molecule-fleet-another-bridge-key"]
+    alice = {"name": "alice", "token": others[1]}
+    extra = {"fleet_engine_key": others[0], "fleet_developers": [alice], "fleet_bridge_key": others[2]}
     done = play(PROJECT / "site.yml", "--check", "--diff", f"--extra-vars={json.dumps(extra)}")
     assert done.returncode == 0, done.stdout
-    for host in ("model1", "gateway1", "dev1"):
+    for host in HOSTS:
         (recap,) = [line for line in done.stdout.splitlines() if line.startswith(f"{host} ")]
         assert "changed=0" not in recap
     for secret in [*SECRETS, *others]:
         assert secret not in done.stdout
 
 
-@pytest.mark.parametrize("name", ["model1", "gateway1", "dev1"])
+@pytest.mark.parametrize("name", HOSTS)
 def test_secrets_are_nowhere_but_in_their_files(guest: Guest, name: str) -> None:
     host = guest(name)
     for secret, places in SECRETS.items():

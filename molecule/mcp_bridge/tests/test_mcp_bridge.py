@@ -20,6 +20,7 @@ ENGINE = "llama-cpp@qwen2-tiny"
 URL = "http://127.0.0.1:8080"
 KEY = "molecule-llama-cpp-key-1"
 TOKEN = "molecule-token-of-alice"  # noqa: S105
+DOOR_KEY = "molecule-key-of-the-door"
 
 pytestmark = pytest.mark.units(UNIT, ENGINE)
 
@@ -32,8 +33,8 @@ def http(host: Host, path: str, *options: str) -> tuple[int, str]:
     return int(status), body
 
 
-def call(host: Host, tool: str, token: str = TOKEN, **arguments: Any) -> tuple[int, str]:
-    """HTTP status, and the text of a tool's result or of the refusal."""
+def call(host: Host, tool: str, token: str = TOKEN, developer: str = "", **arguments: Any) -> tuple[int, str]:
+    """HTTP status, and the text of a tool's result or of the refusal; a door would name the developer."""
     meta = {
         "io.modelcontextprotocol/protocolVersion": "2026-07-28",
         "io.modelcontextprotocol/clientCapabilities": {},
@@ -47,8 +48,9 @@ def call(host: Host, tool: str, token: str = TOKEN, **arguments: Any) -> tuple[i
         "MCP-Protocol-Version": "2026-07-28",
         "Mcp-Method": "tools/call",
         "Mcp-Name": tool,
+        "X-Local-LLM-Developer": developer,
     }
-    options = [option for name, value in headers.items() for option in ("-H", f"{name}: {value}")]
+    options = [option for name, value in headers.items() if value for option in ("-H", f"{name}: {value}")]
     status, answer = http(host, "/mcp", *options, "-d", body)
     return status, json.loads(answer)["result"]["content"][0]["text"] if status == 200 else answer
 
@@ -93,6 +95,17 @@ def test_strangers_are_turned_away(host: Host, token: str) -> None:
     status, text = call(host, "chat", token=token, message="Hello")
     assert status == 401
     assert "token" in text
+
+
+def test_the_door_says_whose_request_it_is_and_nobody_else_does(host: Host) -> None:
+    assert call(host, "chat", token=DOOR_KEY, developer="bob", message="Hello") == (200, ANSWERS["chat"]["Hello"])
+    assert "call developer=bob tool=chat" in journal(host)
+    assert call(host, "chat", developer="mallory", message="Hello")[0] == 200
+    assert call(host, "chat", token="wrong", developer="mallory", message="Hello")[0] == 401  # noqa: S106
+    assert "mallory" not in journal(host)
+    status, text = call(host, "chat", token=DOOR_KEY, message="Hello")
+    assert status == 403
+    assert "X-Local-LLM-Developer is missing" in text
 
 
 def test_machines_may_ask_how_it_is(host: Host) -> None:
@@ -146,8 +159,10 @@ def test_the_engines_key_is_nowhere_but_in_its_file(host: Host) -> None:
 
 
 def test_no_token_is_on_the_host(host: Host) -> None:
-    assert TOKEN not in host.file("/etc/local-llm-bridge/config.yml").content_string
-    assert TOKEN not in journal(host)
+    config = host.file("/etc/local-llm-bridge/config.yml").content_string
+    for secret in (TOKEN, DOOR_KEY):
+        assert secret not in config
+        assert secret not in journal(host)
 
 
 def test_python_is_run_for_a_developer(host: Host) -> None:
@@ -161,7 +176,7 @@ def test_only_what_was_set_is_in_the_configuration(host: Host) -> None:
     keys = {line.split(":")[0] for line in config.splitlines() if line[0].isalpha()}
     assert keys == {
         *("listen", "allowed_hosts", "models", "developers", "tokens_file", "default_model", "routing", "cache"),
-        *("requests_per_minute", "timeout_s", "tools_dir", "execute_python"),
+        *("door_key_sha256", "requests_per_minute", "timeout_s", "tools_dir", "execute_python"),
     }
 
 
@@ -192,6 +207,7 @@ def test_a_changed_tool_needs_no_restart(
 
 REFUSALS: list[tuple[dict[str, Any], str]] = [
     ({"mcp_bridge_models": []}, "mcp_bridge_models has 0, mcp_bridge_developers has 1"),
+    ({"mcp_bridge_door_key": "too short"}, "mcp_bridge_door_key has 9 characters; wanted 20 or more without blanks"),
     ({"mcp_bridge_port": 8099}, "Port 8099 on debian13 is taken by another process"),
     ({"mcp_bridge_address": "somewhere"}, "found 'somewhere'; wanted an IP address"),
     (

@@ -1,29 +1,56 @@
 #!/usr/bin/python
 # Copyright: local-llm-fleet contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Ask developers' Claude Code whether it reaches an MCP server."""
+"""Ask developers' Claude Code whether it reaches the local model."""
 
 # ruff: noqa: E402 - Ansible wants the documentation before the imports
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: claude_code_status
-short_description: Ask developers' Claude Code whether it reaches an MCP server
+short_description: Ask developers' Claude Code whether it reaches the local model
 description:
-  - Runs C(claude mcp get) as each developer, in their home and with an empty environment, and fails with the client's
-    own words unless it says that it is connected.
+  - Mode V(tools) - runs C(claude mcp get) as each developer, in their home and with an empty environment, and fails
+    with the client's own words unless it says that it is connected.
+  - Mode V(gateway) - asks the gateway, with the token and the CA in the developer's files, for its models, and fails
+    unless those that Claude Code will ask for are among them.
   - The client is looked for as the developer's login shell would find it, then in the usual places. There is a warning
     for a developer without one.
 options:
   server_name:
-    description: Name of the MCP server.
+    description: Name of the token's file.
     type: str
     required: true
-  users:
-    description: Names of the accounts.
+  servers:
+    description: Names of the MCP servers. Without any, O(server_name).
     type: list
     elements: str
+    default: []
+  developers:
+    description: The developers of this host.
+    type: list
+    elements: dict
     required: true
+    suboptions:
+      user:
+        description: Name of the account.
+        type: str
+        required: true
+      modes:
+        description: What the local model is used for.
+        type: list
+        elements: str
+        choices: [tools, gateway]
+        default: [tools]
+  gateway_url:
+    description: Address of the gateway, without C(/v1), for developers with mode V(gateway).
+    type: str
+    default: ""
+  gateway_models:
+    description: Models that Claude Code will ask for.
+    type: list
+    elements: str
+    default: []
   timeout:
     description: Longest time for one client to answer, in seconds.
     type: int
@@ -39,7 +66,7 @@ EXAMPLES = r"""
 - name: See that alice's Claude Code reaches the local model
   claude_code_status:
     server_name: local-llm
-    users: [alice]
+    developers: [{user: alice}]
 """
 
 RETURN = r"""
@@ -51,8 +78,8 @@ developers:
   contains:
     user: {description: Name of the account., type: str}
     client: {description: Path of the client; empty where there is none., type: str}
-    connected: {description: Whether the client reaches the server., type: bool}
-    output: {description: The client's own words., type: str}
+    connected: {description: Whether everything that was asked is well., type: bool}
+    output: {description: The client's own words and the gateway's., type: str}
 """
 
 import contextlib
@@ -64,6 +91,8 @@ from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.claude_code_gateway import problem_of
+from ansible.module_utils.claude_code_record import OWN_FOLDER
 from ansible.module_utils.home_files import MAX_GROUPS, Account, ConfigError, acting_as, find_account
 
 SEARCH_PATH = "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
@@ -143,21 +172,50 @@ def find_client(account: Account) -> str:
         return next((path for path in candidates if path.startswith("/") and os.access(path, os.X_OK)), "")
 
 
-def ask(user: str, server_name: str, timeout: int) -> dict[str, Any]:
-    """Return what the user's client says about the server.
+def ask_client(account: Account, client: str, server: str, timeout: int) -> str:
+    """Return what a client says about an MCP server."""
+    try:
+        return run_as(account, [client, "mcp", "get", server], timeout).strip()
+    except OSError as error:
+        return f"{server}: {error}"
+
+
+def ask_gateway(account: Account, params: dict[str, Any]) -> str:
+    """Return what keeps the account's Claude Code from running on the gateway's models; nothing if all is well."""
+    folder, name = account.home / OWN_FOLDER, params["server_name"]
+    with acting_as(account):
+        try:
+            token = (folder / f"{name}.token").read_text().strip()
+        except OSError as error:
+            return f"{error.filename}: {error.strerror}; configure Claude Code first"
+        ca_file = folder / f"{name}-ca.pem"
+        return str(problem_of(params["gateway_url"], params["gateway_models"], token, ca_file))
+
+
+def ask(developer: dict[str, Any], params: dict[str, Any]) -> dict[str, Any]:
+    """Return how a developer's Claude Code is doing.
+
+    Args:
+        developer: user and modes.
+        params: the module's parameters.
 
     Raises:
         ConfigError: there is no such account, or it cannot be used.
     """
-    account = find_account(user)
+    account = find_account(developer["user"])
     client = find_client(account)
-    output = ""
-    if client:
-        try:
-            output = run_as(account, [client, "mcp", "get", server_name], timeout).strip()
-        except OSError as error:
-            output = str(error)
-    return {"user": user, "client": client, "connected": bool(CONNECTED.search(output)), "output": output}
+    connected, words = True, []
+    if "tools" in developer["modes"] and client:
+        for server in params["servers"] or [params["server_name"]]:
+            words.append(ask_client(account, client, server, params["timeout"]))
+            connected = connected and bool(CONNECTED.search(words[-1]))
+    if "gateway" in developer["modes"]:
+        problem = ask_gateway(account, params)
+        connected = connected and not problem
+        words.append(problem or f"{params['gateway_url']} serves {', '.join(params['gateway_models'])}")
+    # Where there is nobody to ask, nobody has said that it works.
+    connected = connected and bool(words)
+    return {"user": account.user, "client": client, "connected": connected, "output": "\n".join(words)}
 
 
 def main() -> None:
@@ -165,27 +223,38 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "server_name": {"type": "str", "required": True},
-            "users": {"type": "list", "elements": "str", "required": True},
+            "servers": {"type": "list", "elements": "str", "default": []},
+            "developers": {
+                "type": "list",
+                "elements": "dict",
+                "required": True,
+                "options": {
+                    "user": {"type": "str", "required": True},
+                    "modes": {
+                        "type": "list",
+                        "elements": "str",
+                        "choices": ["tools", "gateway"],
+                        "default": ["tools"],
+                    },
+                },
+            },
+            "gateway_url": {"type": "str", "default": ""},
+            "gateway_models": {"type": "list", "elements": "str", "default": []},
             "timeout": {"type": "int", "default": 120},
         },
         supports_check_mode=True,
     )
-    name = module.params["server_name"]
     try:
-        developers = [ask(user, name, module.params["timeout"]) for user in module.params["users"]]
+        developers = [ask(developer, module.params) for developer in module.params["developers"]]
     except ConfigError as error:
         module.fail_json(msg=f"Claude Code: {error}")
     for developer in developers:
         if not developer["client"]:
-            module.warn(
-                f"{developer['user']} is configured, but has no Claude Code on this host, so nothing was asked."
-            )
-    failures = [developer for developer in developers if developer["client"] and not developer["connected"]]
+            module.warn(f"{developer['user']} is configured, but has no Claude Code on this host to ask.")
+    failures = [developer for developer in developers if developer["output"] and not developer["connected"]]
     if failures:
-        said = "\n".join(f"{one['user']} ({one['client']}):\n{one['output']}" for one in failures)
-        module.fail_json(
-            msg=f"Claude Code does not reach the MCP server {name!r}. It says, for\n{said}", developers=developers
-        )
+        said = "\n".join(f"{one['user']} ({one['client'] or 'no client'}):\n{one['output']}" for one in failures)
+        module.fail_json(msg=f"Claude Code does not reach the local model. For\n{said}", developers=developers)
     module.exit_json(changed=False, developers=developers)
 
 

@@ -160,14 +160,14 @@ def read(path: Path) -> Snapshot:
     return Snapshot(target, document, style, identity)
 
 
-def write(path: Path, data: bytes, identity: tuple[int, ...] | None = None) -> bool:
-    """Replace a file in one step, keeping its group and mode; a new one is for its owner only.
+def write(path: Path, data: bytes, identity: tuple[int, ...] | None = None, mode: int = 0o600) -> bool:
+    """Replace a file in one step, keeping its group and mode.
 
     Args:
         path: the file; a link is replaced, so resolve it first.
         data: its new contents.
-        identity: what `identity_of` said when the old contents were read; None for a file that nobody else writes,
-            which is made private again.
+        identity: what `identity_of` said when the old contents were read; None for a file that nobody else writes.
+        mode: of a new file, and of one that nobody else writes.
 
     Returns:
         False if the file is no longer the one with the given identity; then it was left alone.
@@ -178,7 +178,8 @@ def write(path: Path, data: bytes, identity: tuple[int, ...] | None = None) -> b
             if identity:
                 found = path.stat()
                 os.fchown(file.fileno(), -1, found.st_gid)
-                os.fchmod(file.fileno(), stat.S_IMODE(found.st_mode))
+                mode = stat.S_IMODE(found.st_mode)
+            os.fchmod(file.fileno(), mode)
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

@@ -1,0 +1,56 @@
+"""Which of LiteLLM's routes answer without a key, and that none of them makes it call anybody outside.
+
+``routes.txt`` has each route of the pinned release with the status that it gives without a key. The door lets none of
+them through but those that it names; its own test reads the same file. After an upgrade, look at what has changed:
+
+    molecule verify -s litellm -- -k routes     # shows the difference
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from testinfra.host import Host
+
+SCENARIO = Path(__file__).resolve().parent.parent
+ROUTES = (SCENARIO / "routes.txt").read_text().splitlines()
+
+pytestmark = pytest.mark.units("litellm")
+
+# What the door will send on, and what answers about nothing but LiteLLM itself.
+GUARDED = [
+    ("GET", "/v1/models"),
+    ("POST", "/v1/chat/completions"),
+    ("POST", "/v1/completions"),
+    ("POST", "/v1/responses"),
+    ("POST", "/v1/messages"),
+    ("POST", "/v1/messages/count_tokens"),
+]
+
+
+@pytest.fixture
+def one(guest: Callable[..., Host]) -> Iterator[Host]:
+    """The guest whose packets of LiteLLM to others than itself are counted, before systemd drops them."""
+    host = guest("debian13")
+    host.check_output(
+        "nft 'table inet outside { chain output { type filter hook output priority 0;"
+        ' meta skuid litellm oifname != "lo" counter; } }\''
+    )
+    yield host
+    host.check_output("nft delete table inet outside")
+
+
+def test_the_routes_are_those_that_we_know_and_nothing_goes_outside(one: Host) -> None:
+    program = (SCENARIO / "programs/routes.py").read_text()
+    one.check_output("systemctl restart litellm")  # a start counts, too
+    environment = "LITELLM_MODE=PRODUCTION LITELLM_LOCAL_MODEL_COST_MAP=True LITELLM_LOCAL_ANTHROPIC_BETA_HEADERS=True"
+    found = one.check_output(f"{environment} /opt/litellm/current/bin/python -c %s 4000 2>/run/routes.err", program)
+    assert found.splitlines() == ROUTES
+    assert "counter packets 0 bytes 0" in one.check_output("nft list table inet outside")
+
+
+@pytest.mark.parametrize(("method", "path"), GUARDED)
+def test_what_the_door_sends_on_needs_the_key(method: str, path: str) -> None:
+    assert f"401 {method} {path}" in ROUTES
