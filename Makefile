@@ -33,6 +33,13 @@ demo-down: venv ## take away what the demo made: guests, network, images, caches
 	tests/lab/clean-host
 	rm -rf $(DEMO_SECRETS) $(HOME)/.cache/local-llm-fleet
 
+# --- to run it ---
+
+.PHONY: token
+token: venv ## a developer's token: NAME=alice, with ROTATE=1 a new one, with REVOKE=1 none; INVENTORY=inventories/yours
+	ansible-playbook $(if $(INVENTORY),--inventory=$(INVENTORY)) playbooks/developer.yml --extra-vars=name=$(NAME) \
+	  $(if $(ROTATE),--extra-vars=rotate=true) $(if $(REVOKE),--extra-vars=revoke=true)
+
 # --- to prove it ---
 
 .PHONY: test

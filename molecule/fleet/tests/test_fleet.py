@@ -24,6 +24,7 @@ INVENTORIES = [PROJECT / "inventories/demo", PROJECT / "molecule/fleet/inventory
 ENGINE = "llama-cpp@qwen2-tiny"
 BRIDGE = "local-llm-bridge"
 DOOR = "local-llm-gateway"
+INSIDE = "http://127.0.0.1:8081/qwen2-tiny/v1/models"
 GATEWAYS = ("gateway1", "gateway2")
 SECRETS = {
     "molecule-fleet-engine-key": {
@@ -144,6 +145,24 @@ def test_a_bridge_that_is_gone_is_not_missed(guest: Guest) -> None:
     finally:
         guest("gateway1").check_output("systemctl start %s", BRIDGE)
     assert result.text == ANSWERS["chat"]["Hello"]
+
+
+def test_a_host_is_taken_out_and_let_in_again(guest: Guest, play: Play) -> None:
+    def asked() -> set[str]:
+        """Who answers a dozen questions, by the first door's log."""
+        door = guest("gateway1")
+        since = door.check_output("date '+%F %T'")
+        time.sleep(1)
+        for _ in range(12):
+            door.check_output("curl -sf -H 'Authorization: Bearer molecule-fleet-engine-key' %s", INSIDE)
+        lines = door.check_output("journalctl --unit=%s --since=%s --output=cat", DOOR, since).splitlines()
+        return {part for line in lines if "/v1/models status=" in line for part in line.split() if part[:7] == "server="}
+
+    until_ready(guest)
+    for extra, wanted in ((), {"server=model2"}), (("--extra-vars=back=true",), {"server=model1", "server=model2"}):
+        done = play(PROJECT / "playbooks/drain.yml", "--extra-vars=host=model1", *extra)
+        assert done.returncode == 0, done.stdout
+        assert asked() == wanted
 
 
 def test_verify_shows_the_fleet_and_an_answer(play: Play) -> None:

@@ -90,11 +90,17 @@ def both_engines_answer(host: Host) -> bool:
 
 
 @pytest.fixture
-def engines(host: Host) -> Iterator[None]:
+def one(guest: Callable[..., Host]) -> Host:
+    """The guest for what need not be asked of both."""
+    return guest("debian13")
+
+
+@pytest.fixture
+def engines(one: Host) -> Iterator[None]:
     """Whatever happens to the engines, they are there again afterwards, and LiteLLM uses both."""
     yield
-    host.check_output("systemctl restart %s %s", *ENGINES)
-    until(lambda: both_engines_answer(host))
+    one.check_output("systemctl restart %s %s", *ENGINES)
+    until(lambda: both_engines_answer(one))
     time.sleep(5)  # cooldown_time
 
 
@@ -116,9 +122,9 @@ def test_an_answer_can_be_streamed(host: Host) -> None:
 
 
 @pytest.mark.parametrize("case", ANSWERS["tools"]["cases"][:2], ids=lambda case: case["question"])
-def test_tools_are_called(host: Host, case: dict[str, Any]) -> None:
+def test_tools_are_called(one: Host, case: dict[str, Any]) -> None:
     body = question(case["question"], tools=ANSWERS["tools"]["definitions"])
-    choice = json.loads(http(host, "/v1/chat/completions", body)[1])["choices"][0]
+    choice = json.loads(http(one, "/v1/chat/completions", body)[1])["choices"][0]
     calls = [call["function"] for call in choice["message"]["tool_calls"]]
     assert [{"name": call["name"], "arguments": json.loads(call["arguments"])} for call in calls] == case["calls"]
 
@@ -146,41 +152,48 @@ def test_responses_and_completions_are_answered(host: Host) -> None:
     assert json.loads(reply)["usage"]["completion_tokens"] == 3
 
 
-def test_callers_can_see_the_models_and_their_limits(host: Host) -> None:
-    models = {model["id"]: model for model in json.loads(http(host, "/v1/models")[1])["data"]}
+def test_callers_can_see_the_models_and_their_limits(one: Host) -> None:
+    models = {model["id"]: model for model in json.loads(http(one, "/v1/models")[1])["data"]}
     assert set(models) == {"qwen2-tiny", "gpt-4", "claude-sonnet-4-5", "gone"}
     assert models["gpt-4"]["max_input_tokens"] == 4096
-    status, reply = http(host, "/v1/chat/completions", question("ping", "gpt-5"))
+    status, reply = http(one, "/v1/chat/completions", question("ping", "gpt-5"))
     assert status == 400
     assert "Invalid model name" in reply
 
 
-def test_engines_hear_their_own_key_and_no_other(host: Host) -> None:
+def test_engines_hear_their_own_key_and_no_other(one: Host) -> None:
     """The engine refuses a caller's key, so what LiteLLM had answered it asked for with the engine's."""
-    assert http(host, "/v1/chat/completions", question("ping"), key=KEY, url=engine(host))[0] == 401
-    assert http(host, "/v1/chat/completions", question("ping"), key=ENGINE_KEY, url=engine(host))[0] == 200
-    assert http(host, "/v1/chat/completions", question("ping"), key=KEY)[0] == 200
+    assert http(one, "/v1/chat/completions", question("ping"), key=KEY, url=engine(one))[0] == 401
+    assert http(one, "/v1/chat/completions", question("ping"), key=ENGINE_KEY, url=engine(one))[0] == 200
+    assert http(one, "/v1/chat/completions", question("ping"), key=KEY)[0] == 200
 
 
-def test_only_the_master_key_opens_it(host: Host) -> None:
-    assert http(host, "/v1/models", key=None)[0] == 401
+def test_only_the_master_key_opens_it(one: Host) -> None:
+    assert http(one, "/v1/models", key=None)[0] == 401
     for key in (ENGINE_KEY, "sk-not-the-key-of-this-proxy"):
-        status, reply = http(host, "/v1/models", key=key)
+        status, reply = http(one, "/v1/models", key=key)
         assert status == 400
         assert (
             "No connected db" in reply
         )  # LiteLLM's word for: not the master key, and keys of other kinds need a database
     assert (
-        host.check_output(f"curl -s -m 20 -o /dev/null -w '%%{{http_code}}' -H %s {URL}/v1/models", f"x-api-key: {KEY}")
+        one.check_output(f"curl -s -m 20 -o /dev/null -w '%%{{http_code}}' -H %s {URL}/v1/models", f"x-api-key: {KEY}")
         == "200"
     )
 
 
-@pytest.mark.parametrize("field", ["api_base", "base_url", "api_key"])
-def test_a_caller_cannot_send_the_engines_key_elsewhere(host: Host, field: str) -> None:
-    status, reply = http(host, "/v1/chat/completions", question("ping", **{field: "http://192.0.2.1/v1"}))
+@pytest.mark.parametrize("field", ["api_base", "base_url"])
+def test_a_caller_cannot_send_the_engines_key_elsewhere(one: Host, field: str) -> None:
+    status, reply = http(one, "/v1/chat/completions", question("ping", **{field: "http://192.0.2.1/v1"}))
     assert status == 401
     assert f"{field} is not allowed in request body" in reply
+
+
+def test_one_callers_mistakes_do_not_take_the_engines_from_others(one: Host) -> None:
+    """An engine that refuses a request is not one that has failed."""
+    for wrong, status in (({"api_key": "a-key-of-my-own"}, 401), ({"max_tokens": "many"}, 400)):
+        assert [http(one, "/v1/chat/completions", question("ping", **wrong))[0] for _ in range(4)] == [status] * 4
+        assert run(one, "load.py", URL, KEY, "gpt-4", "4") == [200] * 4
 
 
 def test_the_keys_are_nowhere_but_in_their_files(host: Host) -> None:
@@ -200,13 +213,13 @@ def test_the_keys_are_nowhere_but_in_their_files(host: Host) -> None:
     assert host.run("su -s /bin/cat nobody /proc/%s/environ", pid).failed
 
 
-def test_the_journal_does_not_hold_what_people_ask(host: Host) -> None:
-    assert http(host, "/v1/chat/completions", question(FRANCE))[0] == 200
-    assert http(host, "/v1/messages", question(FRANCE))[0] == 200
-    assert http(host, "/v1/chat/completions", question(FRANCE, max_tokens="many"))[0] == 400
-    assert http(host, "/v1/chat/completions", question(FRANCE * 1000))[0] == 400  # more than the context
-    assert "capital" not in journal(host)
-    assert "Paris" not in journal(host)
+def test_the_journal_does_not_hold_what_people_ask(one: Host) -> None:
+    assert http(one, "/v1/chat/completions", question(FRANCE))[0] == 200
+    assert http(one, "/v1/messages", question(FRANCE))[0] == 200
+    assert http(one, "/v1/chat/completions", question(FRANCE, max_tokens="many"))[0] == 400
+    assert http(one, "/v1/chat/completions", question(FRANCE * 1000))[0] == 400  # more than the context
+    assert "capital" not in journal(one)
+    assert "Paris" not in journal(one)
 
 
 def test_the_unit_starts_at_boot_and_has_few_rights(host: Host) -> None:
@@ -229,25 +242,25 @@ def test_systemd_lets_it_reach_its_engines_only(host: Host) -> None:
 
 
 @pytest.mark.usefixtures("engines")
-def test_no_request_fails_when_a_replica_is_killed(host: Host) -> None:
-    assert run(host, "load.py", URL, KEY, "gpt-4", "50", ENGINES[0]) == [200] * 50
+def test_no_request_fails_when_a_replica_is_killed(one: Host) -> None:
+    assert run(one, "load.py", URL, KEY, "gpt-4", "50", ENGINES[0]) == [200] * 50
 
 
 @pytest.mark.usefixtures("engines")
-def test_without_replicas_a_request_fails_and_the_next_model_helps_where_there_is_one(host: Host) -> None:
-    status, reply = http(host, "/v1/chat/completions", question("ping", "gone"))
+def test_without_replicas_a_request_fails_and_the_next_model_helps_where_there_is_one(one: Host) -> None:
+    status, reply = http(one, "/v1/chat/completions", question("ping", "gone"))
     assert status == 200  # qwen2-tiny is its fallback
     assert json.loads(reply)["choices"][0]["message"]["content"] == "pong"
-    host.check_output("systemctl stop %s %s", *ENGINES)
-    answers = run(host, "load.py", URL, KEY, "qwen2-tiny", "6")
+    one.check_output("systemctl stop %s %s", *ENGINES)
+    answers = run(one, "load.py", URL, KEY, "qwen2-tiny", "6")
     assert set(answers) <= {500, 429}  # 429 while both are left alone: an outage looks like a limit
     assert 500 in answers
-    host.check_output("systemctl start %s %s", *ENGINES)
-    until(lambda: http(host, "/v1/chat/completions", question("ping"))[0] == 200, seconds=30)
+    one.check_output("systemctl start %s %s", *ENGINES)
+    until(lambda: http(one, "/v1/chat/completions", question("ping"))[0] == 200, seconds=30)
 
 
-def test_a_stop_takes_nothing_new_and_lets_a_stream_end(host: Host) -> None:
-    stream = run(host, "stop.py", URL, KEY)
+def test_a_stop_takes_nothing_new_and_lets_a_stream_end(one: Host) -> None:
+    stream = run(one, "stop.py", URL, KEY)
     assert stream == {
         "text": ANSWERS["chat"]["Count from 1 to 200."],
         "done": True,
@@ -255,14 +268,13 @@ def test_a_stop_takes_nothing_new_and_lets_a_stream_end(host: Host) -> None:
         "refused": True,
     }
     assert stream["events"] > 100
-    until(lambda: shown(host, "ActiveState") == "inactive", seconds=20)
-    assert shown(host, "Result") == "success"
-    host.check_output("systemctl start %s", UNIT)
-    assert http(host, "/health/readiness", key=None)[0] == 200  # ready when systemd says so
+    until(lambda: shown(one, "ActiveState") == "inactive", seconds=20)
+    assert shown(one, "Result") == "success"
+    one.check_output("systemctl start %s", UNIT)
+    assert http(one, "/health/readiness", key=None)[0] == 200  # ready when systemd says so
 
 
-def test_it_comes_back_after_it_was_killed(guest: Callable[..., Host]) -> None:
-    one = guest("debian13")
+def test_it_comes_back_after_it_was_killed(one: Host) -> None:
     before = shown(one, "MainPID")
     one.check_output("systemctl kill --signal=KILL %s", UNIT)
     until(lambda: shown(one, "ActiveState") == "active" and shown(one, "MainPID") not in ("0", before))
@@ -279,17 +291,17 @@ def state(host: Host) -> str:
     )
 
 
-def test_what_cannot_work_is_refused_and_nothing_changes(guest: Callable[..., Host], play: Play) -> None:
-    before = state(guest("debian13"))
+def test_what_cannot_work_is_refused_and_nothing_changes(one: Host, play: Play) -> None:
+    before = state(one)
     done = play(SCENARIO / "refusals.yml")
     assert done.returncode == 0, done.stdout
-    assert state(guest("debian13")) == before
+    assert state(one) == before
 
 
-def test_settings_that_litellm_does_not_take_replace_nothing(guest: Callable[..., Host], play: Play) -> None:
-    before = state(guest("debian13"))
+def test_settings_that_litellm_does_not_take_replace_nothing(one: Host, play: Play) -> None:
+    before = state(one)
     wrong = {"litellm_routing_strategy": "by-magic", "litellm_engine_key": f"another-{ENGINE_KEY}"}
     done = play(SCENARIO / "converge.yml", "--limit=debian13", f"--extra-vars={json.dumps(wrong)}")
     assert done.returncode != 0
     assert "Invalid routing_strategy: 'by-magic'. Valid options: ['simple-shuffle'" in done.stdout
-    assert state(guest("debian13")) == before
+    assert state(one) == before

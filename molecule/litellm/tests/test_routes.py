@@ -19,7 +19,14 @@ ROUTES = (SCENARIO / "routes.txt").read_text().splitlines()
 
 pytestmark = pytest.mark.units("litellm")
 
-# What the door will send on, and what answers about nothing but LiteLLM itself.
+COUNTER = """table inet outside {
+  chain output {
+    type filter hook output priority 0
+    meta skuid litellm oifname != "lo" counter
+  }
+}
+"""
+# What the door sends on.
 GUARDED = [
     ("GET", "/v1/models"),
     ("POST", "/v1/chat/completions"),
@@ -34,10 +41,7 @@ GUARDED = [
 def one(guest: Callable[..., Host]) -> Iterator[Host]:
     """The guest whose packets of LiteLLM to others than itself are counted, before systemd drops them."""
     host = guest("debian13")
-    host.check_output(
-        "nft 'table inet outside { chain output { type filter hook output priority 0;"
-        ' meta skuid litellm oifname != "lo" counter; } }\''
-    )
+    host.check_output("nft %s", COUNTER)
     yield host
     host.check_output("nft delete table inet outside")
 

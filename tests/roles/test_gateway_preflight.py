@@ -1,0 +1,96 @@
+"""The module gateway_preflight: what it refuses, and that it shows no secret."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import gateway_preflight as preflight
+import pytest
+
+DIGEST = "a" * 64
+SERVER = {"name": "model1", "address": "10.0.0.5:8000"}
+MODEL = {"name": "qwen2-tiny", "servers": [SERVER]}
+
+
+def test_a_sound_door_has_no_problems() -> None:
+    assert not list(preflight.target_problems([MODEL], [{"name": "gateway1", "address": "gateway1.example.com:8080"}]))
+    assert not list(preflight.target_problems([MODEL | {"servers": [{"name": "v6", "address": "[fd00::1]:8000"}]}], []))
+    assert not list(preflight.caller_problems([{"name": "alice", "token_sha256": DIGEST}], {"key": "k" * 20}))
+
+
+@pytest.mark.parametrize(
+    ("models", "words"),
+    [
+        ([], "nothing behind the door"),
+        ([MODEL, MODEL], "qwen2-tiny is there more than once"),
+        ([MODEL | {"name": "a b"}], "name 'a b'"),
+        ([MODEL | {"servers": []}], "qwen2-tiny has no servers"),
+        ([MODEL | {"servers": [SERVER, SERVER]}], "model1 is there more than once"),
+        ([MODEL | {"servers": [SERVER | {"address": "http://10.0.0.5:8000/v1"}]}], "it is host:port, without http://"),
+        ([MODEL | {"servers": [SERVER | {"name": "x y"}]}], "name 'x y' of a server"),
+    ],
+)
+def test_targets_that_cannot_be_are_refused(models: list[dict[str, Any]], words: str) -> None:
+    (problem,) = preflight.target_problems(models, [])
+    assert words in problem
+
+
+@pytest.mark.parametrize(
+    ("developers", "words"),
+    [
+        ([{"name": "alice smith", "token_sha256": DIGEST}], "name 'alice smith'"),
+        ([{"name": "alice", "token_sha256": "secret-token"}], "token_sha256 of alice has 12 characters"),
+        (
+            [{"name": "alice", "token_sha256": DIGEST}, {"name": "bob", "token_sha256": DIGEST}],
+            "alice, bob have the same",
+        ),
+    ],
+)
+def test_callers_that_cannot_be_are_refused(developers: list[dict[str, Any]], words: str) -> None:
+    (problem,) = preflight.caller_problems(developers, {})
+    assert words in problem
+    assert "secret-token" not in problem
+
+
+def test_keys_that_can_be_guessed_are_refused_and_not_shown() -> None:
+    (problem,) = preflight.caller_problems([], {"gateway_engine_key": "short-secret"})
+    assert problem.startswith("gateway_engine_key has 12 characters")
+    assert "short-secret" not in problem
+
+
+@pytest.fixture
+def taken() -> Iterator[int]:
+    """A port of loopback on which this process listens."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield listener.getsockname()[1]
+
+
+def test_a_port_that_somebody_has_is_refused(taken: int) -> None:
+    ports = {"gateway_port": taken, "gateway_inside_port": 1}
+    (problem,) = preflight.place_problems("127.0.0.1", ports, "local-llm-gateway.service", "ss")
+    assert f"gateway_port: port {taken} on 127.0.0.1 is taken by" in problem
+    assert f"pid {os.getpid()}" in problem
+
+
+@pytest.mark.parametrize(
+    ("address", "ports", "words"),
+    [
+        ("here", {}, "gateway_address is 'here'"),
+        ("192.0.2.1", {}, "which this host does not have"),
+        ("127.0.0.1", {"gateway_port": 0, "gateway_inside_port": 1}, "gateway_port is 0"),
+        ("127.0.0.1", {"gateway_port": 1, "gateway_inside_port": 1}, "are the same port"),
+    ],
+)
+def test_places_that_cannot_be_are_refused(address: str, ports: dict[str, int], words: str) -> None:
+    (problem,) = preflight.place_problems(address, ports, "local-llm-gateway.service", "ss")
+    assert words in problem
+
+
+def test_texts_that_are_no_pem_are_refused() -> None:
+    certificate, key = preflight.certificate_problems("/etc/ssl/door.pem", "secret-words")
+    assert "gateway_certificate has no PEM certificate" in certificate
+    assert "gateway_private_key has no PEM private key" in key
+    assert "secret-words" not in key
