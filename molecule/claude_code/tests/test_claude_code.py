@@ -109,7 +109,7 @@ def test_what_a_developer_had_before_stays(host: Host) -> None:
     }
     has = read_json(host, "/home/bob/.claude/settings.json")
     assert has["permissions"] == {"deny": ["WebFetch"], "allow": ["Read", "mcp__local-llm"]}
-    assert (has["model"], has["env"]["EDITOR"], has["env"]["MOLECULE"]) == ("opus", "vi", "1")
+    assert (has["model"], has["env"]["EDITOR"], has["env"]["MOLECULE"]) == ("haiku", "vi", "1")
     settings = host.file("/home/bob/.claude/settings.json")
     assert (settings.user, settings.group, settings.mode) == ("bob", "bob", 0o640)
 

@@ -89,6 +89,12 @@ def both_engines_answer(host: Host) -> bool:
     )
 
 
+def start_engines(host: Host) -> None:
+    """Start what has been stopped or killed, however often that was, and wait for it."""
+    host.check_output("systemctl reset-failed %s %s; systemctl start %s %s", *ENGINES, *ENGINES)
+    until(lambda: both_engines_answer(host))
+
+
 @pytest.fixture
 def one(guest: Callable[..., Host]) -> Host:
     """The guest for what need not be asked of both."""
@@ -99,8 +105,7 @@ def one(guest: Callable[..., Host]) -> Host:
 def engines(one: Host) -> Iterator[None]:
     """Whatever happens to the engines, they are there again afterwards, and LiteLLM uses both."""
     yield
-    one.check_output("systemctl restart %s %s", *ENGINES)
-    until(lambda: both_engines_answer(one))
+    start_engines(one)
     time.sleep(5)  # cooldown_time
 
 
@@ -255,7 +260,7 @@ def test_without_replicas_a_request_fails_and_the_next_model_helps_where_there_i
     answers = run(one, "load.py", URL, KEY, "qwen2-tiny", "6")
     assert set(answers) <= {500, 429}  # 429 while both are left alone: an outage looks like a limit
     assert 500 in answers
-    one.check_output("systemctl start %s %s", *ENGINES)
+    start_engines(one)
     until(lambda: http(one, "/v1/chat/completions", question("ping"))[0] == 200, seconds=30)
 
 

@@ -49,7 +49,7 @@ def one(guest: Callable[..., Host]) -> Iterator[Host]:
 def test_the_routes_are_those_that_we_know_and_nothing_goes_outside(one: Host) -> None:
     program = (SCENARIO / "programs/routes.py").read_text()
     one.check_output("systemctl restart litellm")  # a start counts, too
-    environment = "LITELLM_MODE=PRODUCTION LITELLM_LOCAL_MODEL_COST_MAP=True LITELLM_LOCAL_ANTHROPIC_BETA_HEADERS=True"
+    environment = one.check_output("systemctl show --property=Environment --value litellm")
     found = one.check_output(f"{environment} /opt/litellm/current/bin/python -c %s 4000 2>/run/routes.err", program)
     assert found.splitlines() == ROUTES
     assert "counter packets 0 bytes 0" in one.check_output("nft list table inet outside")
