@@ -57,7 +57,7 @@ lint: venv bridge/.venv/done ## ansible-lint (production), yamllint, ruff, mypy
 unit: venv bridge/.venv/done ## the bridge and the tiny model on a real llama.cpp server, the roles' modules
 	cd bridge && .venv/bin/pytest
 	bridge/.venv/bin/pytest tests/tiny_model
-	pytest tests/roles
+	pytest tests/roles tests/playbooks
 
 .PHONY: molecule
 molecule: venv ## the roles' scenarios on Debian 12 and 13, and the fleet; one of them: SCENARIOS=mcp_bridge

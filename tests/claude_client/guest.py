@@ -51,8 +51,9 @@ def ask(host: Host, user: str, question: str, *options: str) -> str:
     """Let the real client answer a question in gateway mode, with nothing but what is configured for the user.
 
     Without options the client sends what it always does: about 80 KB of instructions and tools, 35,000 tokens of the
-    tiny model's. ``--tools ""`` makes it 8 KB. ``--bare`` makes it less than 1 KB, so that the tiny model knows the
-    question; it needs ``--settings``, as a bare client reads no settings of its own accord.
+    tiny model's. ``--tools ""`` makes it 8 KB; ``--bare`` and a short ``--system-prompt`` besides make it less than
+    1 KB, so that the tiny model knows the question. ``--bare`` needs ``--settings FILE``: a bare client takes the key
+    helper from there only.
 
     Args:
         host: the guest, as root.

@@ -1,6 +1,6 @@
 """Developers' Claude Code after the role: it uses the local model, or runs on it, and their own files are theirs.
 
-debian13 has the tiny model, the bridge and a stand-in of the door (templates/haproxy.cfg.j2) for the developers of both.
+debian13 has the tiny model, the bridge and a stand-in of the door (templates/haproxy.cfg.j2) for both guests.
 """
 
 from __future__ import annotations
@@ -58,8 +58,9 @@ def test_the_client_calls_a_tool_without_asking_for_permission(host: Host, user:
 
 @pytest.mark.parametrize("user", ["alice", "dave"])
 def test_claude_code_itself_completes_a_turn_on_the_local_model(host: Host, user: str) -> None:
-    settings = f"/home/{user}/.claude/settings.json"
-    assert ask(host, user, FRANCE, "--bare", "--settings", settings) == "Paris"
+    # Few words besides the question, so that the tiny model knows the answer.
+    few = ["--bare", "--settings", f"/home/{user}/.claude/settings.json", "--tools", "", "--system-prompt", "Be brief."]
+    assert ask(host, user, FRANCE, *few) == "Paris"
 
 
 def test_it_needs_no_option_to_find_the_local_model(host: Host) -> None:
@@ -206,17 +207,15 @@ def test_managed_settings_let_claude_code_run_on_the_local_model_and_users_canno
     try:
         configure(dave, rc=0, claude_code_modes=["tools", "gateway"], **managed)
         assert not host.file("/home/dave/.claude/settings.json").exists
-        host.check_output("su -l dave -c 'claude mcp add --scope user --transport http stray https://127.0.0.1:9/mcp'")
+        stray = host.run("su -l dave -c 'claude mcp add --scope user --transport http stray https://127.0.0.1:9/mcp'")
+        assert stray.stderr == 'Cannot add MCP server "stray": not allowed by enterprise policy\n'
         host.check_output("echo %s > /home/dave/.claude/settings.json", '{"env": {"ANTHROPIC_MODEL": "gpt-4"}}')
         assert ask(host, "dave", FRANCE, "--tools", "").startswith("I am a tiny test model.")
-        listed = host.check_output("su -l dave -c 'claude mcp list'")
-        assert "local-llm: https://debian13:8443/mcp (HTTP) - ✔ Connected" in listed
-        assert "stray" not in listed
+        assert "Status: ✔ Connected" in ask_client(host, "dave")
         assert SECRETS["dave"] not in host.check_output("cat /etc/claude-code/*.pem /etc/claude-code/*/*")
     finally:
         host.run("rm -f /home/dave/.claude/settings.json")
         configure(dave, rc=0, claude_code_modes=["gateway"])
-        host.run("su -l dave -c 'claude mcp remove --scope user stray'")
     assert not host.file("/etc/claude-code").exists
 
 

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
+from http.client import HTTPResponse
 from pathlib import Path
 from socket import create_connection
 from typing import Any
@@ -44,7 +45,7 @@ Play = Callable[..., subprocess.CompletedProcess[str]]
 @pytest.fixture
 def ip(host: Host) -> str:
     """Address of a guest whose door is asked."""
-    return address(host)
+    return str(address(host))
 
 
 def command(host: Host, line: str) -> str:
@@ -227,7 +228,10 @@ def test_a_flood_is_stopped(ip: str, new_start: None) -> None:
     assert Door(ip).post(question("ping")).status == 200
 
 
-def test_ten_thousand_guesses_get_nowhere_and_are_seen(host: Host, ip: str, new_start: None) -> None:
+def test_ten_thousand_guesses_get_nowhere_and_are_seen(guest: Guest) -> None:
+    host = guest("debian13")
+    ip = address(host)
+
     def guess(number: int) -> int:
         door = Door(ip, f"guessed-token-{number:06}")
         try:
@@ -248,60 +252,86 @@ def test_ten_thousand_guesses_get_nowhere_and_are_seen(host: Host, ip: str, new_
     assert max(seen) > 9_000
     assert len(seen) < 1_000  # nor do they fill the journal
     assert "guessed-token" not in journal
+    command(host, "clear table addresses")
 
 
 # --- what changes while it runs ---
 
 
-def test_tokens_change_at_once_and_running_answers_go_on(host: Host, ip: str, play: Play) -> None:
-    before = main_pid(host), workers(host)
-    stream = Door(ip).send("POST", QUESTION, {"model": "mirror", "seconds": 15})
-    new = {
-        "bob": TOKENS["bob"],
-        "alice": "molecule-new-token-of-alice",
-        "alice_old": (TOKENS["alice"], int(time.time()) + 12),
-    }
-    start = time.monotonic()
+@pytest.fixture
+def both(guest: Guest) -> list[Host]:
+    """Both guests, for what a playbook changes on both: each has another HAProxy."""
+    return [guest("debian12"), guest("debian13")]
+
+
+def listed(host: Host, token: str = TOKENS["alice"]) -> int:
+    """Status of a request for the models."""
+    return int(Door(address(host), token).ask("GET", "/v1/models").status)
+
+
+def running(hosts: list[Host], seconds: int) -> list[HTTPResponse]:
+    """An answer of each door that takes so long."""
+    return [Door(address(host)).send("POST", QUESTION, {"model": "mirror", "seconds": seconds}) for host in hosts]
+
+
+def test_tokens_change_at_once_and_running_answers_go_on(both: list[Host], play: Play) -> None:
+    before = [(main_pid(host), workers(host)) for host in both]
+    streams = running(both, 20)
+    ends = int(time.time()) + 12
+    new = {"bob": TOKENS["bob"], "alice": "molecule-new-token-of-alice", "alice_old": (TOKENS["alice"], ends)}
     done = play(SCENARIO / "tokens.yml", "--diff", tokens_of(**new))
-    taken = time.monotonic() - start
     assert done.returncode == 0, done.stdout
-    assert Door(ip, "molecule-new-token-of-alice").ask("GET", "/v1/models").status == 200
-    assert Door(ip, TOKENS["alice"]).ask("GET", "/v1/models").status == 200
-    until(lambda: Door(ip, TOKENS["alice"]).ask("GET", "/v1/models").status == 401, seconds=14)
+    for host in both:
+        assert listed(host, "molecule-new-token-of-alice") == 200
+        assert listed(host) == 200 or time.time() >= ends
+        until(lambda host=host: listed(host) == 401, seconds=14)  # type: ignore[misc]
 
     done = play(SCENARIO / "tokens.yml", tokens_of(alice=TOKENS["alice"]))
     assert done.returncode == 0, done.stdout
-    assert Door(ip, TOKENS["bob"]).ask("GET", "/v1/models").status == 401
-    assert "x-local-llm-developer" in stream.read().decode()
-    assert (main_pid(host), workers(host)) == before
-    assert taken < 5
+    for host, stream in zip(both, streams, strict=True):
+        assert listed(host, TOKENS["bob"]) == 401
+        assert "x-local-llm-developer" in stream.read().decode()
+    assert [(main_pid(host), workers(host)) for host in both] == before
 
     again = play(SCENARIO / "tokens.yml", tokens_of(**TOKENS))
-    assert "changed=1" in again.stdout
-    assert "changed=0" in play(SCENARIO / "tokens.yml", tokens_of(**TOKENS)).stdout
+    assert again.stdout.count("changed=1") == 2
+    assert play(SCENARIO / "tokens.yml", tokens_of(**TOKENS)).stdout.count("changed=0") == 2
 
 
-def test_a_new_configuration_ends_no_answer(host: Host, ip: str, play: Play) -> None:
-    before = main_pid(host)
-    stream = Door(ip).send("POST", QUESTION, {"model": "mirror", "seconds": 25})
+def test_a_new_configuration_ends_no_answer(both: list[Host], play: Play) -> None:
+    before = [main_pid(host) for host in both]
+    streams = running(both, 25)
     done = play(SCENARIO / "converge.yml", "--extra-vars=gateway_body_limit_mib=1")
     assert done.returncode == 0, done.stdout
-    assert Door(ip).announce(2 * MIB).status == 413
-    assert "x-local-llm-developer" in stream.read().decode()
-    assert main_pid(host) == before
-    assert play(SCENARIO / "converge.yml").returncode == 0
+    for host, stream in zip(both, streams, strict=True):
+        assert Door(address(host)).announce(2 * MIB).status == 413
+        assert "x-local-llm-developer" in stream.read().decode()
+    assert [main_pid(host) for host in both] == before
 
 
-def test_a_wrong_configuration_leaves_the_door_as_it_is(host: Host, ip: str, play: Play) -> None:
-    wrong = {
-        "gateway_tls": "files",
-        "gateway_certificate": "-----BEGIN CERTIFICATE-----\nno\n-----END CERTIFICATE-----\n",
-    }
-    wrong["gateway_private_key"] = "-----BEGIN PRIVATE KEY-----\nno\n-----END PRIVATE KEY-----\n"
-    done = play(SCENARIO / "converge.yml", f"--extra-vars={json.dumps(wrong)}")
+def test_a_wrong_certificate_leaves_the_door_as_it_is(both: list[Host], play: Play) -> None:
+    text = "-----BEGIN {0}-----\nno\n-----END {0}-----\n"
+    given = {"gateway_certificate": text.format("CERTIFICATE"), "gateway_private_key": text.format("PRIVATE KEY")}
+    done = play(SCENARIO / "converge.yml", f"--extra-vars={json.dumps(given | {'gateway_tls': 'files'})}")
     assert done.returncode != 0
-    assert Door(ip).ask("GET", "/v1/models").status == 200
+    assert done.stdout.count("changed=0") == 2
+    assert [listed(host) for host in both] == [200, 200]
+
+
+def test_a_certificate_of_ones_own_is_used(both: list[Host], play: Play, tmp_path: Path) -> None:
+    key, own = tmp_path / "key.pem", tmp_path / "own.pem"
+    make = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=llm.test"
+    subprocess.run([*make.split(), "-addext", "subjectAltName=DNS:llm.test", "-keyout", key, "-out", own], check=True)
+    given = {"gateway_certificate": own.read_text(), "gateway_private_key": key.read_text(), "gateway_tls": "files"}
+    done = play(SCENARIO / "converge.yml", "--diff", f"--extra-vars={json.dumps(given)}")
+    assert done.returncode == 0, done.stdout
+    assert key.read_text().splitlines()[1] not in done.stdout
+    context = ssl.create_default_context(cafile=str(own))
+    for host in both:
+        with create_connection((address(host), 443)) as plain, context.wrap_socket(plain, server_hostname="llm.test"):
+            pass
     assert play(SCENARIO / "converge.yml").returncode == 0
+    assert [listed(host) for host in both] == [200, 200]
 
 
 # --- what breaks ---

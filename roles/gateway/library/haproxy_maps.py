@@ -107,11 +107,13 @@ def main() -> None:
         supports_check_mode=True,
     )
     params = module.params
+    if not (folder := Path(params["folder"])).is_dir() and not module.check_mode:
+        module.fail_json(msg=f"{folder} is not there, so there is no door here yet: run playbooks/gateway.yml first")
     running = Path(params["socket"]).is_socket()
     changed, diff = False, []
     for name, entries in params["maps"].items():
         wanted = {str(key): str(value) for key, value in entries.items()}
-        file = Path(params["folder"]) / f"{name}.map"
+        file = folder / f"{name}.map"
         text = HEAD + "".join(f"{key} {value}\n" for key, value in wanted.items())
         before = file.read_text() if file.exists() else ""
         if before != text:
