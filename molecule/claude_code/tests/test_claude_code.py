@@ -176,23 +176,9 @@ def test_a_server_that_is_down_fails_the_play_in_the_clients_own_words(configure
     assert "ECONNREFUSED" in configure(MALLORY, claude_code_url="http://127.0.0.1:9/mcp")
 
 
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({}, "https://debian13:8443/v1/models answers 401: it does not know this developer's token"),
-        ({"claude_code_ca_certificate": ""}, "its certificate is not trusted (unable to get local issuer certificate)"),
-    ],
-)
-def test_a_gateway_that_does_not_let_the_developer_in_fails_the_play(
-    configure: Configure, changes: dict[str, str], words: str
-) -> None:
-    assert words in configure(MALLORY, claude_code_modes=["gateway"], **changes)
-
-
-def test_a_model_with_too_little_context_is_refused_before_anything_changes(configure: Configure) -> None:
-    output = configure(ALICE, claude_code_modes=["gateway"], claude_code_gateway_context=16384)
-    assert "nothing was changed, because of:" in output
-    assert "Claude Code needs 24576 tokens for its first request" in output
+def test_a_gateway_that_does_not_let_the_developer_in_fails_the_play(configure: Configure) -> None:
+    words = "https://debian13:8443/v1/models answers 401: it does not know this developer's token"
+    assert words in configure(MALLORY, claude_code_modes=["gateway"])
 
 
 # --- for all users of the host ---

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -24,6 +25,7 @@ INVENTORIES = [PROJECT / "inventories/demo", PROJECT / "molecule/fleet/inventory
 ENGINE = "llama-cpp@qwen2-tiny"
 BRIDGE = "local-llm-bridge"
 DOOR = "local-llm-gateway"
+CA = "/home/alice/.config/local-llm-fleet/local-llm-ca.pem"
 INSIDE = "http://127.0.0.1:8081/qwen2-tiny/v1/models"
 GATEWAYS = ("gateway1", "gateway2")
 SECRETS = {
@@ -96,8 +98,9 @@ def test_claude_code_gets_the_models_answer_over_stdio(guest: Guest) -> None:
 
 
 def test_claude_code_itself_runs_on_the_model(guest: Guest) -> None:
-    settings = "/home/carol/.claude/settings.json"
-    answer = ask(guest("dev1"), "carol", "What is the capital of France?", "--bare", "--settings", settings)
+    # Few words besides the question, so that the tiny model knows the answer.
+    few = ["--bare", "--settings", "/home/carol/.claude/settings.json", "--tools", "", "--system-prompt", "Be brief."]
+    answer = ask(guest("dev1"), "carol", "What is the capital of France?", *few)
     assert answer == "Paris"
     assert "developer=carol" in journal(guest("gateway1"), DOOR)
 
@@ -164,6 +167,42 @@ def test_a_host_is_taken_out_and_let_in_again(guest: Guest, play: Play) -> None:
         done = play(PROJECT / "playbooks/drain.yml", "--extra-vars=host=model1", *extra)
         assert done.returncode == 0, done.stdout
         assert asked() == wanted
+
+
+def test_a_new_developer_comes_in_and_out_again(guest: Guest, play: Play) -> None:
+    def status(token: str) -> list[str]:
+        """What each door says, asked from the developer's host."""
+        curl = "curl -s -o /dev/null -w '%%{http_code}' --cacert %s -H 'x-api-key: %s' https://%s/v1/models"
+        return [guest("dev1").check_output(curl, CA, token, name) for name in GATEWAYS]
+
+    made = play(PROJECT / "playbooks/developer.yml", "--extra-vars=name=dave")
+    assert made.returncode == 0, made.stdout
+    assert '"url": "https://gateway1/mcp"' in made.stdout
+    (token,) = re.findall(r"^ +(llb_\S+)$", made.stdout, re.MULTILINE)
+    assert status(token) == ["200", "200"]
+    done = play(PROJECT / "playbooks/developer.yml", "--extra-vars=name=dave", "--extra-vars=revoke=true")
+    assert done.returncode == 0, done.stdout
+    assert status(token) == ["401", "401"]
+    assert status("molecule-fleet-token-of-alice") == ["200", "200"]
+
+
+def test_a_laptop_configures_itself(guest: Guest, play: Play, tmp_path: Path) -> None:
+    script = tmp_path / "setup-local-llm"
+    done = play(PROJECT / "playbooks/laptops.yml", f"--extra-vars=to={script}")
+    assert done.returncode == 0, done.stdout
+    assert not any(secret in script.read_text() for secret in SECRETS)
+    dev1 = guest("dev1")
+    dev1.check_output("useradd --create-home --shell /bin/bash erin")
+    copy = [str(PROJECT / "tests/lab/bin/podman"), "cp", str(script), f"{os.environ['LAB_NETWORK']}-dev1:/srv/setup"]
+    subprocess.run(copy, check=True)
+    run = "echo molecule-fleet-token-of-alice | su -l erin -c 'python3 /srv/setup {}'"
+    try:
+        dev1.check_output(run.format(""))
+        assert "Status: ✔ Connected" in dev1.check_output("su -l erin -c 'claude mcp get local-llm'")
+        dev1.check_output(run.format("--undo"))
+        assert "No MCP server" in dev1.run("su -l erin -c 'claude mcp get local-llm'").stdout
+    finally:
+        dev1.check_output("userdel --remove erin")
 
 
 def test_verify_shows_the_fleet_and_an_answer(play: Play) -> None:
