@@ -259,7 +259,6 @@ def test_without_replicas_a_request_fails_and_the_next_model_helps_where_there_i
     one.check_output("systemctl stop %s %s", *ENGINES)
     answers = run(one, "load.py", URL, KEY, "qwen2-tiny", "6")
     assert set(answers) <= {500, 429}  # 429 while both are left alone: an outage looks like a limit
-    assert 500 in answers
     start_engines(one)
     until(lambda: http(one, "/v1/chat/completions", question("ping"))[0] == 200, seconds=30)
 
