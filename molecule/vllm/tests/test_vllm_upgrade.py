@@ -117,18 +117,21 @@ def test_a_release_that_does_not_work_is_undone_on_the_first_host(
 def test_an_upgrade_keeps_a_replica_answering_and_can_be_undone_by_hand(
     hosts: list[Host], client: Client, play: Play, tmp_path: Path
 ) -> None:
-    before = [release(host) for host in hosts]
+    # On one host, to save CI's time: two releases with 2.5 GB are enough. The test above has the order of hosts.
+    before, other = [release(host) for host in hosts]
+    limit = "--limit=model1"
     lock = tmp_path / "next.txt"
     lock.write_text("# the same packages are another release for the role\n" + (SCENARIO / "locks/cpu.txt").read_text())
 
-    done = play(PROJECT / "playbooks/upgrade.yml", f"--extra-vars=vllm_requirements={lock}")
+    done = play(PROJECT / "playbooks/upgrade.yml", limit, f"--extra-vars=vllm_requirements={lock}")
     assert done.returncode == 0, done.stdout
     after = [release(host) for host in hosts]
-    assert set(after).isdisjoint(before)
+    assert after[0] != before
+    assert after[1] == other
 
-    done = play(PROJECT / "playbooks/rollback.yml")
+    done = play(PROJECT / "playbooks/rollback.yml", limit)
     assert done.returncode == 0, done.stdout
-    assert [release(host) for host in hosts] == before
+    assert [release(host) for host in hosts] == [before, other]
 
     client.stop()
     assert client.failures == []
