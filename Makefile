@@ -10,7 +10,8 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 # Molecule's logs without a frame, so that lines stay whole.
 export MOLECULE_COMMAND_BORDERS := 0
 
-SCENARIOS := $(notdir $(patsubst %/molecule.yml,%,$(wildcard molecule/*/molecule.yml)))
+# litellm is left out until CI's time, 90 minutes, allows it: make molecule SCENARIOS=litellm
+SCENARIOS := $(filter-out litellm,$(notdir $(patsubst %/molecule.yml,%,$(wildcard molecule/*/molecule.yml))))
 SUDO := $(if $(filter-out 0,$(shell id -u)),sudo)
 DEMO := inventories/demo
 # The demo's token and key, which the inventory makes at the first run.
