@@ -94,3 +94,26 @@ def test_texts_that_are_no_pem_are_refused() -> None:
     assert "gateway_certificate has no PEM certificate" in certificate
     assert "gateway_private_key has no PEM private key" in key
     assert "secret-words" not in key
+
+
+# --- the address that gateways share ---
+
+
+def test_a_shared_address_is_one_of_a_network_of_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match=r"is '10\.0\.0'; it is an IPv4 address"):
+        preflight.interface_of("10.0.0")
+    with pytest.raises(ValueError, match=r"127\.0\.0\.1, which this host has as its own"):
+        preflight.interface_of("127.0.0.1")
+    # what ip(8) says of an address behind a router
+    routes = [{"dst": "192.0.2.1", "gateway": "10.0.0.1", "dev": "eth0", "prefsrc": "10.0.0.5", "flags": []}]
+    monkeypatch.setattr(preflight, "ip_json", lambda *args: routes if args[0] == "route" else [])
+    with pytest.raises(ValueError, match=r"192\.0\.2\.1, which is in no network of this host"):
+        preflight.interface_of("192.0.2.1")
+
+
+def test_the_other_gateways_have_addresses() -> None:
+    assert preflight.resolved([{"name": "gateway2", "address": "127.0.0.1"}]) == ["127.0.0.1"]
+    with pytest.raises(ValueError, match="needs a second gateway"):
+        preflight.resolved([])
+    with pytest.raises(ValueError, match=r"gateway2: nowhere\.invalid is not known on this host"):
+        preflight.resolved([{"name": "gateway2", "address": "nowhere.invalid"}])

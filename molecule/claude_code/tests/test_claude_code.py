@@ -181,6 +181,23 @@ def test_a_gateway_that_does_not_let_the_developer_in_fails_the_play(configure: 
     assert words in configure(MALLORY, claude_code_modes=["gateway"])
 
 
+# --- an entry for each model ---
+
+
+def test_each_entry_asks_its_own_model(guest: Callable[..., Host], configure: Configure) -> None:
+    host = guest("debian13")
+    servers = [{"name": "local-one", "model": "qwen2-tiny"}, {"name": "local-other", "model": "qwen2-other"}]
+    alice = {"user": "alice", "token": SECRETS["alice"]}
+    try:
+        configure(alice, rc=0, claude_code_servers=servers)
+        for name, model in (("local-one", "qwen2-tiny"), ("local-other", "qwen2-other")):
+            assert call_tool(host, "alice", f"mcp__{name}__chat", message=FRANCE).text == "Paris"
+            calls = host.check_output("journalctl --unit=bridge --output=cat | grep tool=chat").splitlines()
+            assert f"model={model} outcome=ok" in calls[-1]
+    finally:
+        configure({**alice, "modes": ["tools", "gateway"]}, rc=0)
+
+
 # --- for all users of the host ---
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import re
@@ -28,7 +29,37 @@ BRIDGE = "local-llm-bridge"
 DOOR = "local-llm-gateway"
 CA = "/home/alice/.config/local-llm-fleet/local-llm-ca.pem"
 INSIDE = "http://127.0.0.1:8081/qwen2-tiny/v1/models"
+MODEL_HOSTS = ("model1", "model2")
 GATEWAYS = ("gateway1", "gateway2")
+# Asks the door again and again for eight seconds; the longest time without an answer, in seconds.
+WATCH = f"""
+import http.client, ssl, time
+start = last = time.monotonic()
+longest = 0.0
+while time.monotonic() < start + 8:
+    door = http.client.HTTPSConnection("llm.test", timeout=0.5, context=ssl.create_default_context(cafile="{CA}"))
+    try:
+        door.request("GET", "/v1/models", headers={{"x-api-key": "molecule-fleet-token-of-alice"}})
+        assert door.getresponse().status == 200
+    except OSError:
+        time.sleep(0.05)
+        continue
+    longest, last = max(longest, time.monotonic() - last), time.monotonic()
+print(max(longest, time.monotonic() - last))
+"""
+# What comes to the engine's port, as it is on the wire.
+WIRE = "/run/wire"
+SNIFF = """
+import socket, sys
+IPV4 = 0x0800
+wire = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(IPV4))
+while True:
+    packet = wire.recv(65536)
+    header = packet[0] % 16 * 4  # bytes
+    if packet[9] == socket.IPPROTO_TCP and int.from_bytes(packet[header + 2 : header + 4], "big") == 8000:
+        sys.stdout.buffer.write(packet)
+        sys.stdout.flush()
+"""
 SECRETS = {
     "molecule-fleet-engine-key": {
         ("model1", "/etc/llama-cpp/credentials/api-key"),
@@ -42,7 +73,7 @@ SECRETS = {
         for name in ("alice", "bob", "carol")
     },
 }
-HOSTS = ("model1", "model2", *GATEWAYS, "dev1")
+HOSTS = (*MODEL_HOSTS, *GATEWAYS, "dev1")
 
 pytestmark = pytest.mark.units(ENGINE, BRIDGE, DOOR)
 
@@ -65,10 +96,26 @@ def journal(host: Host, unit: str) -> str:
     return str(host.check_output("journalctl --boot --no-pager --unit=%s", unit))
 
 
+def doors(guest: Guest) -> str:
+    """All that both doors have logged."""
+    return "".join(journal(guest(name), DOOR) for name in GATEWAYS)
+
+
+def has_address(guest: Guest) -> str:
+    """The gateway that has the shared address; waits until it is one."""
+    deadline = time.monotonic() + 20
+    while True:
+        names = [name for name in GATEWAYS if ".250/32" in guest(name).check_output("ip -4 -o address show dev eth0")]
+        if len(names) == 1:
+            return names[0]
+        assert time.monotonic() < deadline, names
+        time.sleep(0.5)
+
+
 def until_ready(guest: Guest) -> None:
     """Wait until both engines answer."""
     deadline = time.monotonic() + 60
-    for name in ("model1", "model2"):
+    for name in MODEL_HOSTS:
         while guest(name).run("curl -sf -m 5 http://$(hostname -I | cut -d' ' -f1):8000/health").failed:
             assert time.monotonic() < deadline
             time.sleep(0.5)
@@ -87,7 +134,7 @@ def test_claude_code_gets_the_models_answer_over_http(guest: Guest, message: str
     assert result.text == ANSWERS["chat"][message]
     bridges = "".join(journal(guest(name), BRIDGE) for name in GATEWAYS)
     assert "call developer=alice tool=chat model=qwen2-tiny outcome=ok" in bridges
-    assert "developer=alice" in journal(guest("gateway1"), DOOR)
+    assert "developer=alice" in doors(guest)
 
 
 def test_claude_code_gets_the_models_answer_over_stdio(guest: Guest) -> None:
@@ -95,15 +142,28 @@ def test_claude_code_gets_the_models_answer_over_stdio(guest: Guest) -> None:
     assert not result.is_error
     assert result.text == ANSWERS["chat"]["Hello"]
     assert all("developer=bob" not in journal(guest(name), BRIDGE) for name in GATEWAYS)
-    assert "developer=bob" in journal(guest("gateway1"), DOOR)
+    assert "developer=bob" in doors(guest)
 
 
 def test_claude_code_itself_runs_on_the_model(guest: Guest) -> None:
     # Few words besides the question, so that the tiny model knows the answer.
     few = ["--bare", "--settings", "/home/carol/.claude/settings.json", "--tools", "", "--system-prompt", "Be brief."]
-    answer = ask(guest("dev1"), "carol", "What is the capital of France?", *few)
+    for name in MODEL_HOSTS:
+        guest(name).check_output(f"systemd-run --unit=wire -p StandardOutput=file:{WIRE} python3 -c %s", SNIFF)
+    try:
+        answer = ask(guest("dev1"), "carol", "What is the capital of France?", *few)
+    finally:
+        for name in MODEL_HOSTS:
+            guest(name).check_output("systemctl stop wire")
     assert answer == "Paris"
-    assert "developer=carol" in journal(guest("gateway1"), DOOR)
+    assert "developer=carol" in doors(guest)
+
+    wire = "".join(guest(name).check_output(f"tr -dc '[:print:]' < {WIRE}") for name in MODEL_HOSTS)
+    assert "What is the capital of France?" in wire
+    assert "Bearer molecule-fleet-engine-key" in wire
+    assert "molecule-fleet-token" not in wire
+    for name in MODEL_HOSTS:
+        guest(name).check_output(f"rm {WIRE}")
 
 
 def test_generated_code_runs(guest: Guest) -> None:
@@ -122,18 +182,18 @@ def test_wrong_arguments_are_explained(guest: Guest) -> None:
 
 
 def test_without_any_engine_the_developer_is_told_what_is_wrong(guest: Guest) -> None:
-    for name in ("model1", "model2"):
+    for name in MODEL_HOSTS:
         guest(name).check_output("systemctl stop %s", ENGINE)
     try:
         result = call_tool(guest("dev1"), "alice", "mcp__local-llm__chat", message="Hello", fresh=True)
     finally:
-        for name in ("model1", "model2"):
+        for name in MODEL_HOSTS:
             guest(name).check_output("systemctl start %s", ENGINE)
     assert result.is_error
     assert "No server of this model" in result.text
 
 
-@pytest.mark.parametrize("name", ["model1", "model2"])
+@pytest.mark.parametrize("name", MODEL_HOSTS)
 def test_an_engine_that_dies_is_not_missed(guest: Guest, name: str) -> None:
     until_ready(guest)
     guest(name).check_output("systemctl kill --signal=KILL %s", ENGINE)
@@ -178,7 +238,7 @@ def test_a_new_developer_comes_in_and_out_again(guest: Guest, play: Play) -> Non
 
     made = play(PROJECT / "playbooks/developer.yml", "--extra-vars=name=dave")
     assert made.returncode == 0, made.stdout
-    assert '"url": "https://gateway1/mcp"' in made.stdout
+    assert '"url": "https://llm.test/mcp"' in made.stdout
     (token,) = re.findall(r"^ +(llb_\S+)$", made.stdout, re.MULTILINE)
     assert status(token) == ["200", "200"]
     done = play(PROJECT / "playbooks/developer.yml", "--extra-vars=name=dave", "--extra-vars=revoke=true")
@@ -187,14 +247,60 @@ def test_a_new_developer_comes_in_and_out_again(guest: Guest, play: Play) -> Non
     assert status("molecule-fleet-token-of-alice") == ["200", "200"]
 
 
-def test_the_script_for_laptops_holds_no_secret(play: Play, tmp_path: Path) -> None:
+def test_a_developer_whom_ansible_does_not_reach_comes_in_by_the_script(
+    guest: Guest, play: Play, tmp_path: Path
+) -> None:
     script = tmp_path / "setup-local-llm"
     done = play(PROJECT / "playbooks/laptops.yml", f"--extra-vars=to={script}")
     assert done.returncode == 0, done.stdout
     with zipfile.ZipFile(script) as archive:
         text = b"".join(archive.read(name) for name in archive.namelist()).decode()
-    assert "https://gateway1/mcp" in text
     assert not any(secret in text for secret in SECRETS)
+
+    laptop = guest("dev1")
+    laptop.check_output("echo %s | base64 -d > /srv/setup-local-llm", base64.b64encode(script.read_bytes()).decode())
+    laptop.check_output("useradd --create-home --shell /bin/bash erin")
+    made = play(PROJECT / "playbooks/developer.yml", "--extra-vars=name=erin")
+    (token,) = re.findall(r"^ +(llb_\S+)$", made.stdout, re.MULTILINE)
+    try:
+        laptop.check_output("echo %s | su -l erin -c 'python3 /srv/setup-local-llm'", token)
+        result = call_tool(laptop, "erin", "mcp__local-llm__chat", message="Hello")
+        assert (result.text, result.is_error) == (ANSWERS["chat"]["Hello"], False)
+        laptop.check_output("su -l erin -c 'python3 /srv/setup-local-llm --undo'")
+        assert laptop.run("su -l erin -c 'claude mcp get local-llm'").failed
+        assert laptop.run("grep -rF %s /home/erin", token).stdout == ""
+    finally:
+        laptop.check_output("userdel --remove erin")
+
+
+def test_another_gateway_answers_when_one_is_gone(guest: Guest) -> None:
+    dev1 = guest("dev1")
+    gone = has_address(guest)
+    podman = str(PROJECT / "tests/lab/bin/podman")
+    container = f"{os.environ['LAB_NETWORK']}-{gone}"
+    dev1.check_output("systemd-run --unit=watch -p StandardOutput=file:/run/watch python3 -c %s", WATCH)
+    time.sleep(2)
+    subprocess.run([podman, "pause", container], check=True)  # as if its power had failed
+    try:
+        result = call_tool(dev1, "alice", "mcp__local-llm__chat", message="Hello", fresh=True)
+        while dev1.run("systemctl is-active watch").succeeded:
+            time.sleep(0.5)
+    finally:
+        subprocess.run([podman, "unpause", container], check=True)
+    assert result.text == ANSWERS["chat"]["Hello"]
+    assert 0.3 < float(dev1.check_output("cat /run/watch")) < 3
+    assert has_address(guest) != gone  # it is not taken back
+
+
+def test_a_door_that_is_stopped_hands_its_address_on_at_once(guest: Guest) -> None:
+    stopped = has_address(guest)
+    guest(stopped).check_output("systemctl stop %s", DOOR)
+    try:
+        curl = "curl -sf -o /dev/null --max-time 2 --cacert %s -H 'x-api-key: molecule-fleet-token-of-alice' https://llm.test/v1/models"
+        guest("dev1").check_output(curl, CA)
+    finally:
+        guest(stopped).check_output("systemctl start %s", DOOR)
+    assert guest(stopped).service("local-llm-gateway-address").is_running
 
 
 def test_verify_shows_the_fleet_and_an_answer(play: Play) -> None:

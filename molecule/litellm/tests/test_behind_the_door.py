@@ -1,4 +1,4 @@
-"""LiteLLM behind the real door: what developers get of it, and that the door needs it for nothing."""
+"""LiteLLM behind the real door: what developers get of it, and that they work on when it is taken away."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ from testinfra.host import Host
 
 SCENARIO = Path(__file__).resolve().parent.parent
 PROJECT = SCENARIO.parent.parent
-sys.path.insert(0, str(PROJECT / "molecule/gateway/tests"))
+sys.path[:0] = [str(PROJECT), str(PROJECT / "molecule/gateway/tests")]
 
 from door import Door, address, question  # noqa: E402
+
+from tests.claude_client.guest import ask as ask_claude_code  # noqa: E402
 
 ANSWERS = json.loads((PROJECT / "tests/tiny_model/answers.json").read_text())["chat"]
 FRANCE = "What is the capital of France?"
@@ -29,11 +31,22 @@ Guest = Callable[..., Host]
 Play = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def test_the_door_works_with_litellm_and_without(guest: Guest, play: Play) -> None:
+def claude_code_answers(host: Host, backend: str) -> None:
+    """alice's Claude Code, which runs on the model, answers a question, and the door has asked this backend for it."""
+    since = host.check_output("date '+%F %T'")
+    # Few words besides the question, so that the tiny model knows the answer.
+    few = ["--bare", "--settings", "/home/alice/.claude/settings.json", "--tools", "", "--system-prompt", "Be brief."]
+    assert ask_claude_code(host, "alice", FRANCE, *few) == ANSWERS[FRANCE]
+    lines = host.check_output("journalctl --unit=local-llm-gateway --since=%s --output=cat", since).splitlines()
+    assert [line for line in lines if f"path=/v1/messages status=200 backend={backend} " in line]
+
+
+def test_developers_work_on_when_litellm_is_removed_and_put_back(guest: Guest, play: Play) -> None:
     host = guest("debian13")
     ip = address(host)
-    done = play(SCENARIO / "door.yml")
-    assert done.returncode == 0, done.stdout
+    for playbook in ("door.yml", "client.yml"):
+        done = play(SCENARIO / playbook)
+        assert done.returncode == 0, done.stdout
 
     reply = Door(ip).post(question(FRANCE, model="gpt-4"))
     assert reply.status == 200
@@ -56,11 +69,13 @@ def test_the_door_works_with_litellm_and_without(guest: Guest, play: Play) -> No
     client = threading.Thread(target=ask)
     client.start()
     try:
-        without = play(SCENARIO / "door.yml", "--extra-vars=gateway_litellm_port=0")
-        host.check_output("systemctl stop litellm")
+        claude_code_answers(host, "litellm")
+        without = play(SCENARIO / "door.yml", "--extra-vars=litellm_state=absent")
+        assert not host.file("/opt/litellm").exists
         assert Door(ip).post(question(FRANCE, model="gpt-4")).status == 404
-        host.check_output("systemctl start litellm")
+        claude_code_answers(host, "model-qwen2-tiny")
         again = play(SCENARIO / "door.yml")
+        claude_code_answers(host, "litellm")
     finally:
         done_asking.set()
         client.join()

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import ipaddress
+import json
 import re
+import socket
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +19,7 @@ module: gateway_preflight
 short_description: What would keep the door from being served here
 description:
   - Reads the input, the host's addresses and listeners. Changes nothing.
+  - Returns C(virtual_interface), the interface of the virtual address, and C(peers), the other gateways' IPv4 addresses.
 author: local-llm-fleet
 options:
   unit:
@@ -28,6 +33,14 @@ options:
   ports:
     description: TCP ports, by the variable that sets each.
     type: dict
+    required: true
+  virtual_address:
+    description: Address that the gateways share, if they share one.
+    type: str
+  peers:
+    description: The other gateways, with C(name) and C(address).
+    type: list
+    elements: dict
     required: true
   models:
     description: The models, with C(name) and C(servers), each with C(name) and C(address).
@@ -103,6 +116,71 @@ def is_of_unit(pid: int, unit: str) -> bool:
         return False
 
 
+def interface_of(address: str) -> str:
+    """The interface that has an address, or would have it.
+
+    Args:
+        address: IPv4 address that gateways share.
+
+    Raises:
+        ValueError: It is no address for that; the text says why.
+    """
+    try:
+        ipaddress.IPv4Address(address)
+    except ValueError:
+        raise ValueError(f"gateway_virtual_address is {address!r}; it is an IPv4 address") from None
+    for interface in ip_json("-4", "address"):
+        if any(entry["local"] == address for entry in interface["addr_info"]):
+            if is_shared():
+                return str(interface["ifname"])
+            raise ValueError(
+                f"gateway_virtual_address is {address}, which this host has as its own; take one in the same network "
+                "that no host has"
+            )
+    routes = ip_json("route", "get", address)
+    if not routes or "gateway" in routes[0]:
+        raise ValueError(
+            f"gateway_virtual_address is {address}, which is in no network of this host; take one that is in a network "
+            "of all gateways (`ip -4 address` shows them)"
+        )
+    return str(routes[0]["dev"])
+
+
+def ip_json(*args: str) -> list[dict[str, Any]]:
+    """What ip(8) says; nothing if it fails."""
+    shown = subprocess.run(["/usr/sbin/ip", "-json", *args], capture_output=True, check=False).stdout  # noqa: S603
+    return [entry for entry in json.loads(shown or b"[]") if entry]
+
+
+def is_shared() -> bool:
+    """Whether this host shares an address already, so that one of its addresses may be that."""
+    argv = ["/usr/bin/systemctl", "is-active", "--quiet", "local-llm-gateway-address.service"]
+    return subprocess.run(argv, capture_output=True, check=False).returncode == 0  # noqa: S603
+
+
+def resolved(peers: list[dict[str, Any]]) -> list[str]:
+    """The IPv4 addresses of other gateways.
+
+    Args:
+        peers: Each with ``name`` and ``address``.
+
+    Raises:
+        ValueError: One has none; the text says which.
+    """
+    if not peers:
+        raise ValueError("gateway_virtual_address needs a second gateway; name the others in gateway_peers")
+    addresses = []
+    for peer in peers:
+        try:
+            addresses += [socket.getaddrinfo(peer["address"], None, socket.AF_INET)[0][4][0]]
+        except OSError as error:
+            raise ValueError(
+                f"gateway_peers: {peer['name']}: {peer['address']} is not known on this host as an IPv4 address "
+                f"({error.strerror}); correct it, or the host's DNS"
+            ) from None
+    return [str(address) for address in addresses]
+
+
 def target_problems(models: list[dict[str, Any]], bridges: list[dict[str, Any]]) -> Iterator[str]:
     """What is wrong with those whom the door asks."""
     if not models and not bridges:
@@ -163,6 +241,8 @@ def main() -> None:
             "unit": {"type": "str", "required": True},
             "address": {"type": "str", "required": True},
             "ports": {"type": "dict", "required": True},
+            "virtual_address": {"type": "str"},
+            "peers": {"type": "list", "elements": "dict", "required": True},
             "models": {"type": "list", "elements": "dict", "required": True},
             "bridges": {"type": "list", "elements": "dict", "required": True},
             "developers": {"type": "list", "elements": "dict", "required": True},
@@ -183,9 +263,18 @@ def main() -> None:
     problems += [f"{name} is {value}; it is at least 1" for name, value in params["limits"].items() if int(value) < 1]
     if params["certificate"] is not None:
         problems += certificate_problems(params["certificate"], params["private_key"])
+    shared = {}
+    if params["virtual_address"] is not None:
+        try:
+            shared = {
+                "virtual_interface": interface_of(params["virtual_address"]),
+                "peers": resolved(params["peers"]),
+            }
+        except ValueError as problem:
+            problems.append(str(problem))
     if problems:
         module.fail_json(msg="\n".join(problems))
-    module.exit_json(changed=False)
+    module.exit_json(changed=False, **shared)
 
 
 if __name__ == "__main__":
