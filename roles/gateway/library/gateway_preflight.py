@@ -19,7 +19,7 @@ module: gateway_preflight
 short_description: What would keep the door from being served here
 description:
   - Reads the input, the host's addresses and listeners. Changes nothing.
-  - Returns C(virtual_interface), the interface of the virtual address, and C(peers), the other gateways' IPv4 addresses.
+  - Returns C(virtual_interface), where the virtual address belongs, and C(peers), the other gateways' IPv4 addresses.
 author: local-llm-fleet
 options:
   unit:
