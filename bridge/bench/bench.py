@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
 HERE = Path(__file__).parent
-DOCS = HERE.parent.parent / "docs" / "benchmarks.md"
+PROJECT = HERE.parent.parent
+DOCS = PROJECT / "docs" / "benchmarks.md"
 AT_ONCE = 32
 WARM_UP = 50
 TOKEN = "token-for-the-benchmark"  # noqa: S105 - of a bridge that lives for seconds
@@ -333,16 +334,23 @@ def _number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 10 else f"{value:.1f}"  # noqa: PLR2004 - two digits are enough
 
 
-def machine(node: str) -> str:
-    """Return what the figures were measured on."""
+def hardware() -> str:
+    """Return when and on what the figures were measured."""
     cpu = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    return (
+        f"{dt.datetime.now(dt.UTC):%Y-%m-%d}: {cpu[1] if cpu else platform.machine()}, {os.cpu_count()} cores, "
+        f"Linux {platform.release().split('-')[0]}."
+    )
+
+
+def machine(node: str) -> str:
+    """Return what the figures were measured on, and the versions of both bridges."""
     node_version = subprocess.run([node, "--version"], capture_output=True, text=True, check=True).stdout.strip()
     lock = json.loads((HERE / "node" / "package-lock.json").read_text())["packages"]
     names = ("@modelcontextprotocol/server", "openai")
     packages = ", ".join(f"{name} {lock[f'node_modules/{name}']['version']}" for name in names)
     return (
-        f"{dt.datetime.now(dt.UTC):%Y-%m-%d}: {cpu[1] if cpu else platform.machine()}, {os.cpu_count()} cores, "
-        f"Linux {platform.release().split('-')[0]}. "
+        f"{hardware()} "
         f"Ours {version('local-llm-bridge')}: Python {platform.python_version()}, "
         f"mcp {version('mcp')}, aiohttp {version('aiohttp')}. "
         f"The Node bridge: Node {node_version}, {packages}."
@@ -361,11 +369,12 @@ def report(results: Mapping[tuple[str, str], Figures], alone: Sequence[str], nod
     return "\n".join(lines) + "\n"
 
 
-def into_docs(text: str) -> None:
-    """Put the report between the markers in docs/benchmarks.md."""
-    before, _, rest = DOCS.read_text(encoding="utf-8").partition("<!-- measured -->\n")
-    _, _, after = rest.partition("<!-- /measured -->\n")
-    DOCS.write_text(f"{before}<!-- measured -->\n{text}<!-- /measured -->\n{after}", encoding="utf-8")
+def into_docs(text: str, marker: str = "measured") -> None:
+    """Put a report between its markers in docs/benchmarks.md."""
+    start, end = f"<!-- {marker} -->\n", f"<!-- /{marker} -->\n"
+    before, _, rest = DOCS.read_text(encoding="utf-8").partition(start)
+    _, _, after = rest.partition(end)
+    DOCS.write_text(f"{before}{start}{text}{end}{after}", encoding="utf-8")
 
 
 def main() -> None:
