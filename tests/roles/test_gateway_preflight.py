@@ -82,11 +82,46 @@ def test_a_port_that_somebody_has_is_refused(taken: int) -> None:
         ("192.0.2.1", {}, "which this host does not have"),
         ("127.0.0.1", {"gateway_port": 0, "gateway_inside_port": 1}, "gateway_port is 0"),
         ("127.0.0.1", {"gateway_port": 1, "gateway_inside_port": 1}, "are the same port"),
+        (
+            "127.0.0.1",
+            {"gateway_port": 80, preflight.ACME: 80},
+            "gateway_port and gateway_tls: acme are the same port, 80",
+        ),
     ],
 )
 def test_places_that_cannot_be_are_refused(address: str, ports: dict[str, int], words: str) -> None:
     (problem,) = preflight.place_problems(address, ports, "local-llm-gateway.service", "ss")
     assert words in problem
+
+
+def test_the_authoritys_port_is_none_to_choose(taken: int) -> None:
+    (problem,) = preflight.place_problems("127.0.0.1", {preflight.ACME: taken}, "local-llm-gateway.service", "ss")
+    assert problem.startswith(f"gateway_tls: acme: port {taken} on 127.0.0.1 is taken by")
+    assert problem.endswith("stop it, on that port the authority asks")
+
+
+@pytest.mark.parametrize("domain", ["10.0.0.5", "fd00::5", "gateway1", "*.example.com", "llm.example.com.", ""])
+def test_names_that_no_authority_can_ask_at_are_refused(domain: str) -> None:
+    (problem,) = preflight.acme_problems(domain)
+    assert problem.startswith(f"gateway_domain is {domain!r}; gateway_tls: acme needs a name of DNS")
+    assert not list(preflight.acme_problems("llm.example.com"))
+
+
+@pytest.mark.parametrize(
+    ("peers", "words"),
+    [
+        ([{"name": "gateway2", "address": "10.0.0.6:80"}], "without a port"),
+        ([{"name": "gateway 2", "address": "10.0.0.6"}], "name 'gateway 2'"),
+        ([{"name": "gateway2", "address": "10.0.0.6"}] * 2, "gateway2 is there more than once"),
+    ],
+)
+def test_peers_that_cannot_be_are_refused(peers: list[dict[str, Any]], words: str) -> None:
+    (problem,) = preflight.peer_problems(peers)
+    assert words in problem
+    addresses = ["10.0.0.6", "fd00::6", "gateway2.example.com"]
+    assert not list(
+        preflight.peer_problems([{"name": address.replace(":", "-"), "address": address} for address in addresses])
+    )
 
 
 def test_texts_that_are_no_pem_are_refused() -> None:

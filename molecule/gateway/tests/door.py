@@ -44,14 +44,15 @@ def address(host: Host) -> str:
 class Door:
     """One connection to the door of a guest."""
 
-    def __init__(self, ip: str, token: str | None = TOKENS["alice"]) -> None:
+    def __init__(self, ip: str, token: str | None = TOKENS["alice"], context: ssl.SSLContext | None = None) -> None:
         """Connect when something is asked.
 
         Args:
             ip: The guest's address.
             token: The caller's token; None sends none.
+            context: Whom to trust; None is the scenario's CA.
         """
-        self._connection = http.client.HTTPSConnection(ip, context=trusted(), timeout=60)
+        self._connection = http.client.HTTPSConnection(ip, context=context or trusted(), timeout=60)
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
 
     def send(self, method: str, path: str, body: Any = None, **headers: str) -> http.client.HTTPResponse:

@@ -8,11 +8,10 @@ import re
 import socket
 import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.service_checks import address_problem, key_problem, listeners, overlap
+from ansible.module_utils.service_checks import address_problem, is_of_unit, key_problem, listeners, overlap
 
 DOCUMENTATION = r"""
 module: gateway_preflight
@@ -71,9 +70,13 @@ options:
   private_key:
     description: PEM text, if the certificate is given.
     type: str
+  acme_domain:
+    description: The door's name, if an authority is asked for the certificate.
+    type: str
 """
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
+ACME = "gateway_tls: acme"
 DEVELOPER = r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}"  # as the bridge has it
 
 
@@ -94,26 +97,18 @@ def place_problems(address: str, ports: dict[str, Any], unit: str, ss: str) -> I
     if problem := address_problem("gateway_address", address):
         yield problem
         return
-    if doubles([str(port) for port in ports.values()]):
-        yield f"{' and '.join(ports)} are the same port; choose two"
+    for double in doubles([str(port) for port in ports.values()]):
+        names = [variable for variable, port in ports.items() if str(port) == double]
+        yield f"{' and '.join(names)} are the same port, {double}; choose another"
     for variable, port in ports.items():
         if not 1 <= int(port) <= 65535:
             yield f"{variable} is {port}; choose a port from 1 to 65535"
             continue
         for taken, process, pid in listeners(ss, int(port)):
-            wanted = address if variable == "gateway_port" else "127.0.0.1"
+            wanted = "127.0.0.1" if variable == "gateway_inside_port" else address
             if overlap(wanted, taken) and not is_of_unit(pid, unit):
-                yield (
-                    f"{variable}: port {port} on {taken} is taken by {process} (pid {pid}); stop it, or choose another"
-                )
-
-
-def is_of_unit(pid: int, unit: str) -> bool:
-    """Whether a process belongs to a unit."""
-    try:
-        return Path(f"/proc/{pid}/cgroup").read_text().rstrip().endswith(f"/{unit}")
-    except OSError:
-        return False
+                advice = "on that port the authority asks" if variable == ACME else "or choose another"
+                yield f"{variable}: port {port} on {taken} is taken by {process} (pid {pid}); stop it, {advice}"
 
 
 def interface_of(address: str) -> str:
@@ -234,6 +229,29 @@ def certificate_problems(certificate: str, private_key: str) -> Iterator[str]:
         )
 
 
+def acme_problems(domain: str) -> Iterator[str]:
+    """Why no authority could give a certificate for a name, as it asks at that name."""
+    if not re.fullmatch(r"([A-Za-z0-9_-]+\.)+[A-Za-z][A-Za-z0-9-]*", domain):
+        yield (
+            f"gateway_domain is {domain!r}; {ACME} needs a name of DNS with a dot, such as llm.example.com, that leads "
+            "to the gateways. For a fleet it is fleet_domain"
+        )
+
+
+def peer_problems(peers: list[dict[str, Any]]) -> Iterator[str]:
+    """What is wrong with the list of the other gateways."""
+    for name in doubles([peer["name"] for peer in peers]):
+        yield f"gateway_peers: {name} is there more than once; give each gateway a name of its own"
+    for peer in peers:
+        if not re.fullmatch(NAME, peer["name"]):
+            yield f"gateway_peers: name {peer['name']!r}: use letters, digits, '.', '_' and '-'"
+        if not re.fullmatch(r"[A-Za-z0-9.-]+|[0-9A-Fa-f]*:[0-9A-Fa-f]*:[0-9A-Fa-f:.]*", peer["address"]):
+            yield (
+                f"gateway_peers: {peer['name']}: address is {peer['address']!r}; it is a name or an IP address, "
+                "without a port"
+            )
+
+
 def main() -> None:
     """Run as an Ansible module."""
     module = AnsibleModule(
@@ -250,6 +268,7 @@ def main() -> None:
             "limits": {"type": "dict", "required": True},
             "certificate": {"type": "str"},
             "private_key": {"type": "str", "no_log": True},
+            "acme_domain": {"type": "str"},
         },
         supports_check_mode=True,
     )
@@ -259,10 +278,13 @@ def main() -> None:
         *place_problems(params["address"], params["ports"], params["unit"], ss),
         *target_problems(params["models"], params["bridges"]),
         *caller_problems(params["developers"], params["keys"]),
+        *peer_problems(params["peers"]),
     ]
     problems += [f"{name} is {value}; it is at least 1" for name, value in params["limits"].items() if int(value) < 1]
     if params["certificate"] is not None:
         problems += certificate_problems(params["certificate"], params["private_key"])
+    if params["acme_domain"] is not None:
+        problems += acme_problems(params["acme_domain"])
     shared = {}
     if params["virtual_address"] is not None:
         try:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-import subprocess
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.model_server import CONTEXT, PORTS
-from ansible.module_utils.service_checks import KEY_LENGTH, address_problem, key_problem, listeners, overlap
+from ansible.module_utils.service_checks import KEY_LENGTH, address_problem, is_of_unit, key_problem, listeners, overlap
 
 DOCUMENTATION = r"""
 module: litellm_preflight
@@ -137,10 +136,8 @@ def listen_problems(address: str, port: int, ss: str) -> Iterator[str]:
     if port not in PORTS:
         yield f"litellm_port is {port}; choose one from {PORTS[0]} to {PORTS[-1]}"
         return
-    argv = ["/usr/bin/systemctl", "show", "--property=MainPID", "--value", UNIT]
-    own = subprocess.run(argv, capture_output=True, text=True, check=False).stdout.strip()  # noqa: S603
     for taken, process, pid in listeners(ss, port):
-        if str(pid) != own and overlap(address, taken):
+        if not is_of_unit(pid, UNIT) and overlap(address, taken):
             yield f"port {port} on {taken} is taken by {process} (pid {pid}); stop it, or set litellm_port to another"
 
 

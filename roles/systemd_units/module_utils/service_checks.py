@@ -8,6 +8,7 @@ import re
 import socket
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 KEY_LENGTH = 20  # characters; less can be guessed
 
@@ -62,6 +63,14 @@ def listeners(ss: str, port: int) -> Iterator[tuple[str, str, int]]:
         address = line.split()[3].rpartition(":")[0].strip("[]").split("%")[0]
         process = re.search(r'\("([^"]+)",pid=(\d+)', line)
         yield address, process[1] if process else "an unknown process", int(process[2]) if process else 0
+
+
+def is_of_unit(pid: int, unit: str) -> bool:
+    """Whether a process belongs to a unit."""
+    try:
+        return Path(f"/proc/{pid}/cgroup").read_text().rstrip().endswith(f"/{unit}")
+    except OSError:
+        return False
 
 
 def overlap(one: str, other: str) -> bool:

@@ -1,0 +1,152 @@
+"""Certificates of an authority: Pebble, on a guest, asks at the door's name, which leads to the first gateway."""
+
+from __future__ import annotations
+
+import json
+import ssl
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from socket import create_connection
+
+import pytest
+from testinfra.host import Host
+
+SCENARIO = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(SCENARIO / "tests"))
+
+from door import QUESTION, Door, address, trusted  # noqa: E402
+
+UNIT = "local-llm-gateway"
+RENEWAL = "local-llm-gateway-acme"
+ACME = f"--extra-vars=@{SCENARIO / 'vars/acme.yml'}"
+AGAIN = "--tags=gateway_configure,gateway_service"
+
+pytestmark = pytest.mark.units(UNIT, RENEWAL, "pebble")
+
+Guest = Callable[..., Host]
+Play = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def both(guest: Guest) -> list[Host]:
+    """Both gateways."""
+    return [guest("debian12"), guest("debian13")]
+
+
+@pytest.fixture
+def root(guest: Guest) -> ssl.SSLContext:
+    """A context of TLS that trusts the authority and nobody else."""
+    pem = guest("debian13").check_output("curl -sf https://debian13:15000/roots/0")
+    context = ssl.create_default_context(cadata=pem)
+    context.check_hostname = False  # the tests ask by address; serial() looks for the name
+    return context
+
+
+def serial(host: Host, context: ssl.SSLContext) -> object:
+    """The number of the certificate that a door shows for its name."""
+    with (
+        create_connection((address(host), 443)) as plain,
+        context.wrap_socket(plain, server_hostname="llm.test") as secure,
+    ):
+        shown = secure.getpeercert()
+    assert shown
+    assert ("DNS", "llm.test") in shown["subjectAltName"]
+    return shown["serialNumber"]
+
+
+def log(host: Host, unit: str, since: str) -> str:
+    """What a unit has logged since a moment."""
+    return str(host.check_output("journalctl --unit=%s --since=%s --output=cat", unit, since))
+
+
+def now(host: Host) -> str:
+    """A guest's time, as journalctl has it."""
+    return str(host.check_output("date '+%F %T'"))
+
+
+def main_pid(host: Host) -> str:
+    """The door's first process."""
+    return str(host.check_output("systemctl show --property=MainPID --value %s", UNIT))
+
+
+def test_an_authority_gives_each_gateway_a_certificate(
+    both: list[Host], play: Play, request: pytest.FixtureRequest
+) -> None:
+    """One gateway has a certificate of the private CA before, the other none, as a new host."""
+    assert play(SCENARIO / "authority.yml").returncode == 0
+    first, second = both
+    second.check_output("rm /etc/local-llm-gateway/door.pem /etc/local-llm-gateway/door.pem.key")
+    since = now(first)
+    done = play(SCENARIO / "converge.yml", "--diff", ACME)
+    assert done.returncode == 0, done.stdout
+    assert "PRIVATE KEY" not in done.stdout
+    context = request.getfixturevalue("root")
+    assert serial(first, context) != serial(second, context)
+    for host in both:
+        key = host.file("/etc/local-llm-gateway/door.pem.key")
+        assert (key.user, key.group, key.mode) == ("root", UNIT, 0o640)
+        assert host.service(f"{RENEWAL}.timer").is_enabled
+    # The authority has asked the first gateway alone.
+    answered = [line for line in log(first, UNIT, since).splitlines() if "backend=challenges-0" in line]
+    assert all("status=200" in line for line in answered)
+    servers = {part for line in answered for part in line.split() if part[:7] == "server="}
+    assert servers == {"server=here:certbot", "server=others:next"}
+
+
+def test_port_80_is_for_the_authority_alone(both: list[Host]) -> None:
+    for host in both:
+        curl = f"curl -s -o /dev/null -w '%{{http_code}}' http://{address(host)}"
+        assert host.check_output(f"{curl}/v1/models") == "404"
+        assert host.check_output(f"{curl}/.well-known/acme-challenge/unknown") == "503"
+
+
+def test_a_second_run_asks_nobody(both: list[Host], play: Play) -> None:
+    since = now(both[1])
+    done = play(SCENARIO / "converge.yml", ACME, AGAIN)
+    assert done.returncode == 0, done.stdout
+    assert done.stdout.count("changed=0") == 2, done.stdout
+    assert "GET /dir" not in log(both[1], "pebble", since)
+
+
+def test_a_renewal_ends_no_answer(both: list[Host], root: ssl.SSLContext) -> None:
+    """Both at the same time, so that each certbot is also asked what only the other one knows."""
+    before = [(main_pid(host), serial(host, root)) for host in both]
+    streams = [
+        Door(address(host), context=root).send("POST", QUESTION, {"model": "mirror", "seconds": 10}) for host in both
+    ]
+    for host in both:
+        host.check_output(
+            "sed -i '1i renew_before_expiry = 9999 days' /var/lib/local-llm-gateway-acme/config/renewal/*.conf"
+        )
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lambda host: host.check_output("systemctl start %s.service", RENEWAL), both))
+    for host, (pid, former), stream in zip(both, before, streams, strict=True):
+        assert main_pid(host) == pid
+        assert serial(host, root) != former
+        assert "x-local-llm-developer" in stream.read().decode()
+
+
+def test_a_refused_order_leaves_the_certificate_as_it_is(both: list[Host], play: Play, root: ssl.SSLContext) -> None:
+    before = serial(both[0], root)
+    done = play(SCENARIO / "converge.yml", "--limit=debian12", ACME, AGAIN, "--extra-vars=gateway_domain=nowhere.test")
+    assert done.returncode != 0
+    assert "gave no certificate for nowhere.test" in done.stdout
+    assert "lookup nowhere.test" in done.stdout  # the authority's own words
+    assert serial(both[0], root) == before
+
+
+def test_nothing_is_left_when_the_private_ca_is_back(both: list[Host], play: Play) -> None:
+    done = play(SCENARIO / "converge.yml", AGAIN)
+    assert done.returncode == 0, done.stdout
+    for host in both:
+        assert serial(host, trusted())
+        assert not host.run("find /etc /var/lib /run/systemd -name '*local-llm-gateway-acme*'").stdout
+        assert sorted(host.file("/etc/local-llm-gateway").listdir()) == sorted(
+            ["developers.map", "door.pem", "door.pem.key", "expires.map", "haproxy.cfg", "keys.map", "models.json"]
+        )
+        assert not host.run("ss -Hltn 'sport = :80'").stdout
+        assert host.run("systemctl list-timers --all | grep %s", RENEWAL).rc == 1
+    assert json.loads(Door(address(both[0])).ask("GET", "/v1/models").text)["data"]
