@@ -294,7 +294,7 @@ def test_another_gateway_answers_when_one_is_gone(guest: Guest) -> None:
         subprocess.run([podman, "unpause", container], check=True)
     assert result.text == ANSWERS["chat"]["Hello"]
     assert 0.3 < float(dev1.check_output("cat /run/watch")) < 3
-    assert has_address(guest) != gone  # it is not taken back
+    assert has_address(guest)  # one of them, whichever: the other one did not know that it was gone
 
 
 def test_a_door_that_is_stopped_hands_its_address_on_at_once(guest: Guest) -> None:
