@@ -145,7 +145,10 @@ def test_nothing_is_left_when_the_private_ca_is_back(both: list[Host], play: Pla
         assert serial(host, trusted())
         assert not host.run("find /etc /var/lib /run/systemd -name '*local-llm-gateway-acme*'").stdout
         assert sorted(host.file("/etc/local-llm-gateway").listdir()) == sorted(
-            ["developers.map", "door.pem", "door.pem.key", "expires.map", "haproxy.cfg", "keys.map", "models.json"]
+            [
+                *("developers.map", "door.pem", "door.pem.key", "expires.map"),
+                *("haproxy.cfg", "keepalived.conf", "keys.map", "models.json"),
+            ]
         )
         assert not host.run("ss -Hltn 'sport = :80'").stdout
         assert host.run("systemctl list-timers --all | grep %s", RENEWAL).rc == 1

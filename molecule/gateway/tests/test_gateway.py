@@ -423,13 +423,24 @@ def test_a_door_that_dies_is_back_by_itself(host: Host, ip: str) -> None:
     until(answers, seconds=15)
 
 
+def test_one_of_the_doors_has_the_address_that_they_share(guest: Guest) -> None:
+    shared = f"{address(guest('debian12')).rpartition('.')[0]}.250"
+    show = "ip -4 -o address show to %s"
+    assert len([name for name in ("debian12", "debian13") if guest(name).check_output(show, shared)]) == 1
+    assert Door(shared).ask("GET", "/v1/models").status == 200
+
+
 # --- what it is allowed ---
 
 
-def test_the_unit_has_few_rights(host: Host) -> None:
-    assert host.service(UNIT).is_enabled
-    line = host.run("systemd-analyze security --no-pager %s", UNIT).stdout.splitlines()[-1]
-    assert float(line.split(": ")[1].split()[0]) <= 1.5
+@pytest.mark.parametrize(("unit", "exposure"), [(UNIT, 1.5), (f"{UNIT}-address", 3.1)])
+def test_the_units_have_few_rights(host: Host, unit: str, exposure: float) -> None:
+    assert host.service(unit).is_enabled
+    line = host.run("systemd-analyze security --no-pager %s", unit).stdout.splitlines()[-1]
+    assert float(line.split(": ")[1].split()[0]) <= exposure
+
+
+def test_the_door_is_not_root(host: Host) -> None:
     assert host.check_output("ps -o user= -p %s", main_pid(host)).strip().startswith("local-ll")
 
 
