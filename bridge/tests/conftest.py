@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import subprocess
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,6 +19,17 @@ if TYPE_CHECKING:
 @pytest.fixture(scope="session")
 def anyio_backend() -> str:
     return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def bubblewrap() -> str:
+    """Its path; a machine of the CI gets it now."""
+    if not shutil.which("bwrap") and os.geteuid() == 0:
+        subprocess.run(["apt-get", "update", "-q"], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(["apt-get", "install", "-y", "-q", "bubblewrap"], check=True, stdout=subprocess.DEVNULL)
+    path = shutil.which("bwrap")
+    assert path, "these tests need bubblewrap: apt install bubblewrap"
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -205,6 +205,7 @@ class TestDoctor:
         assert failed(found) == ["tools"]
         assert "greet.yml: line" in found["tools"]["found"]
 
+    @pytest.mark.usefixtures("bubblewrap")
     def test_the_sandbox(self, environment: dict[str, str], tmp_path: Path) -> None:
         found = doctor(environment={**environment, "LOCAL_LLM_EXECUTE_PYTHON": "1"})
         assert found["sandbox"]["ok"] is True, found["sandbox"]

@@ -154,6 +154,7 @@ async def test_the_time_for_a_call_holds_for_all_rounds_together(tmp_path: Path)
         assert time.monotonic() - started < 8
 
 
+@pytest.mark.usefixtures("bubblewrap")
 async def test_generated_code_is_run_and_mended_before_it_is_given() -> None:
     wrong, right = "print(1 / 0)", "print(sum(range(5)))"
     script = (
@@ -173,6 +174,7 @@ async def test_generated_code_is_run_and_mended_before_it_is_given() -> None:
     assert "calling execute_python" in requests[0]["messages"][0]["content"]
 
 
+@pytest.mark.usefixtures("bubblewrap")
 async def test_without_verify_the_model_gets_no_tool() -> None:
     with scripted(events(piece("code", "stop"))) as (url, requests):
         async with stdio(LOCAL_API_URL=url, MODEL_NAME="m", LOCAL_LLM_EXECUTE_PYTHON="1") as client:

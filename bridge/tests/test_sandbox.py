@@ -24,18 +24,7 @@ if TYPE_CHECKING:
 
 NOBODY = {"user": 65534, "group": 65534, "extra_groups": []} if os.geteuid() == 0 else {}
 
-pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture(scope="module", autouse=True)
-def bubblewrap() -> str:
-    """Its path; a machine of the CI gets it now."""
-    if not shutil.which("bwrap") and os.geteuid() == 0:
-        subprocess.run(["apt-get", "update", "-q"], check=True, stdout=subprocess.DEVNULL)
-        subprocess.run(["apt-get", "install", "-y", "-q", "bubblewrap"], check=True, stdout=subprocess.DEVNULL)
-    path = shutil.which("bwrap")
-    assert path, "these tests need bubblewrap: apt install bubblewrap"
-    return path
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("bubblewrap")]
 
 
 @pytest.fixture(scope="module")

@@ -100,6 +100,7 @@ async def test_an_answer_that_hits_its_limit_says_so() -> None:
     assert texts_of(result) == ["1, 2,", "[Cut off after 2000 tokens: one answer has its limit.]"]
 
 
+@pytest.mark.usefixtures("bubblewrap")
 async def test_all_schemas_together_cost_little_context() -> None:
     async with stdio(LOCAL_LLM_EXECUTE_PYTHON="1") as client:
         tools = (await client.list_tools()).tools
