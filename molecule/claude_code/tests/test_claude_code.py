@@ -30,6 +30,13 @@ def read_json(host: Host, path: str) -> Any:
     return json.loads(host.file(path).content_string)
 
 
+def models_asked(host: Host, user: str) -> set[str]:
+    """Whom a developer's Claude Code asks. Its instructions of 8 KB confuse the tiny model: it may say anything."""
+    reply = json.loads(ask(host, user, FRANCE, "--tools", "", "--output-format", "json"))
+    assert reply["subtype"] == "success", reply
+    return set(reply["modelUsage"])
+
+
 def ask_client(host: Host, user: str) -> str:
     return str(host.check_output("su -l %s -c 'claude mcp get local-llm'", user))
 
@@ -64,8 +71,7 @@ def test_claude_code_itself_completes_a_turn_on_the_local_model(host: Host, user
 
 
 def test_it_needs_no_option_to_find_the_local_model(host: Host) -> None:
-    # Instructions of 8 KB confuse the tiny model, but it is the one that answers.
-    assert ask(host, "dave", FRANCE, "--tools", "").startswith("I am a tiny test model.")
+    assert models_asked(host, "dave") == {"qwen2-tiny"}
 
 
 def test_all_of_claude_code_is_more_than_the_tiny_models_context(host: Host) -> None:
@@ -213,7 +219,7 @@ def test_managed_settings_let_claude_code_run_on_the_local_model_and_users_canno
         stray = host.run("su -l dave -c 'claude mcp add --scope user --transport http stray https://127.0.0.1:9/mcp'")
         assert stray.stderr == 'Cannot add MCP server "stray": not allowed by enterprise policy\n'
         host.check_output("echo %s > /home/dave/.claude/settings.json", '{"env": {"ANTHROPIC_MODEL": "gpt-4"}}')
-        assert ask(host, "dave", FRANCE, "--tools", "").startswith("I am a tiny test model.")
+        assert models_asked(host, "dave") == {"qwen2-tiny"}
         assert "Status: ✔ Connected" in ask_client(host, "dave")
         assert SECRETS["dave"] not in host.check_output("cat /etc/claude-code/*.pem /etc/claude-code/*/*")
     finally:
