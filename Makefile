@@ -67,7 +67,7 @@ molecule: venv ## the roles' scenarios on Debian 12 and 13, and the fleet; one o
 	pytest tests/lab
 	$(MAKE) --jobs=2 --keep-going --output-sync=target $(SCENARIOS:%=molecule-%)
 
-# Much of a scenario is waiting, so two at a time take little longer than one.
+# While one waits, the other computes.
 molecule-%:
 	molecule test --scenario-name $*
 
