@@ -176,6 +176,21 @@ def resolved(peers: list[dict[str, Any]]) -> list[str]:
     return [str(address) for address in addresses]
 
 
+def name_problems(where: str, kind: str, entries: list[dict[str, Any]]) -> Iterator[str]:
+    """What is wrong with the names in a list.
+
+    Args:
+        where: What sets the list.
+        kind: What is in it.
+        entries: Each with ``name``.
+    """
+    for name in doubles([entry["name"] for entry in entries]):
+        yield f"{where}: {name} is there more than once; give each {kind} a name of its own"
+    for entry in entries:
+        if not re.fullmatch(NAME, entry["name"]):
+            yield f"{where}: name {entry['name']!r} of a {kind}: use letters, digits, '.', '_' and '-'"
+
+
 def target_problems(models: list[dict[str, Any]], bridges: list[dict[str, Any]]) -> Iterator[str]:
     """What is wrong with those whom the door asks."""
     if not models and not bridges:
@@ -189,11 +204,8 @@ def target_problems(models: list[dict[str, Any]], bridges: list[dict[str, Any]])
             yield f"gateway_models: {model['name']} has no servers"
     groups = [(f"gateway_models: {model['name']}", model["servers"]) for model in models]
     for where, servers in [*groups, ("gateway_bridges", bridges)]:
-        for name in doubles([server["name"] for server in servers]):
-            yield f"{where}: {name} is there more than once; give each server a name of its own"
+        yield from name_problems(where, "server", servers)
         for server in servers:
-            if not re.fullmatch(NAME, server["name"]):
-                yield f"{where}: name {server['name']!r} of a server: use letters, digits, '.', '_' and '-'"
             if not re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+):\d{1,5}", server["address"]):
                 yield f"{where}: {server['name']}: address is {server['address']!r}; it is host:port, without http://"
 
@@ -240,11 +252,8 @@ def acme_problems(domain: str) -> Iterator[str]:
 
 def peer_problems(peers: list[dict[str, Any]]) -> Iterator[str]:
     """What is wrong with the list of the other gateways."""
-    for name in doubles([peer["name"] for peer in peers]):
-        yield f"gateway_peers: {name} is there more than once; give each gateway a name of its own"
+    yield from name_problems("gateway_peers", "gateway", peers)
     for peer in peers:
-        if not re.fullmatch(NAME, peer["name"]):
-            yield f"gateway_peers: name {peer['name']!r}: use letters, digits, '.', '_' and '-'"
         if not re.fullmatch(r"[A-Za-z0-9.-]+|[0-9A-Fa-f]*:[0-9A-Fa-f]*:[0-9A-Fa-f:.]*", peer["address"]):
             yield (
                 f"gateway_peers: {peer['name']}: address is {peer['address']!r}; it is a name or an IP address, "
