@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from collections.abc import Callable, Generator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import testinfra
@@ -78,6 +80,23 @@ def play(request: pytest.FixtureRequest) -> Callable[..., subprocess.CompletedPr
         )
 
     return run
+
+
+@pytest.fixture
+def records() -> Callable[..., list[dict[str, Any]]]:
+    """Read a guest's records of requests: ``records(host)``, or ``records(host, "2026-11-27 12:00:00")``.
+
+    Returns:
+        A function of the guest and, optionally, a moment as journalctl has it.
+    """
+    command = (
+        "journalctl --quiet --namespace=local-llm-audit --identifier=local-llm-audit --priority=info..info --output=cat"
+    )
+
+    def read(host: Host, since: str = "@0") -> list[dict[str, Any]]:
+        return [json.loads(line) for line in host.check_output(f"{command} --since=%s", since).splitlines()]
+
+    return read
 
 
 @pytest.hookimpl(wrapper=True)

@@ -39,6 +39,11 @@ ENGINE_KEY = "engine-key-for-tests"
 TOKEN = "alices-token-for-tests"
 
 
+def records(log: str) -> list[dict[str, Any]]:
+    """Return the records of calls that a log holds."""
+    return [json.loads(line[line.index("{") :]) for line in log.split("\n") if '"source":"bridge"' in line]
+
+
 def free_port() -> int:
     """Return a port that nothing listens on, below those that the kernel gives to outgoing connections."""
     while True:

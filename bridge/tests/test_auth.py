@@ -17,7 +17,7 @@ from local_llm_bridge import tokens
 from local_llm_bridge.auth import Directory
 from local_llm_bridge.config import Developer
 from local_llm_bridge.errors import ConfigError
-from tests.services import PROGRAM, TOKEN, Bridge, serving, wait_for
+from tests.services import PROGRAM, TOKEN, Bridge, records, serving, wait_for
 from tests.test_http import HEADERS, LIST
 
 if TYPE_CHECKING:
@@ -68,7 +68,9 @@ def test_the_log_names_those_of_the_tokens_file(engine: str, tmp_path: Path) -> 
     with serving(tmp_path / "bridge", engine, tokens_file=str(file)) as bridge:
         headers = {**HEADERS, "Authorization": f"Bearer {bob}"}
         bridge.http("/mcp", method="POST", headers=headers, data=json.dumps(call).encode())
-        wait_for(lambda: "call developer=bob tool=list_models" in bridge.log.read_text(), 5)
+        wait_for(lambda: bool(records(bridge.log.read_text())), 5)
+    (record,) = records(bridge.log.read_text())
+    assert (record["developer"], record["what"]) == ("bob", "list_models")
 
 
 def test_a_broken_file_leaves_all_as_it_was_and_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

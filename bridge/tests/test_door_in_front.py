@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.services import MODEL, TOKEN, FakeEngine, events, piece, serving, text_of
+from tests.services import MODEL, TOKEN, FakeEngine, events, piece, records, serving, text_of
 from tests.test_http import HEADERS, LIST
 
 if TYPE_CHECKING:
@@ -51,10 +51,12 @@ def ask(bridge: Bridge, token: str, *names: str) -> tuple[int, str]:
 @pytest.mark.parametrize("mode", ["auto", "legacy"])
 @pytest.mark.parametrize("name", ["bob", "carol.jones@example.com"])
 async def test_the_doors_requests_are_those_of_the_developer_it_names(behind: Bridge, mode: str, name: str) -> None:
-    async with behind.client(mode, DOOR_KEY, headers={NAME: name}) as client:
+    async with behind.client(mode, DOOR_KEY, headers={NAME: name, "X-Request-ID": f"{mode}-1"}) as client:
         assert text_of(await client.call_tool("chat", {"message": "hi"})) == "hello"
     log = behind.log.read_text()
-    assert f"call developer={name} tool=chat model={MODEL} outcome=ok" in log
+    record = records(log)[-1]
+    assert (record["developer"], record["model"], record["outcome"]) == (name, MODEL, "ok")
+    assert record["request_id"] == f"{mode}-1"
     assert DOOR_KEY not in log
 
 
@@ -86,7 +88,8 @@ def test_without_a_developers_name_the_door_gets_nothing(behind: Bridge) -> None
         assert text.startswith(f"The door's key came without a developer: the header X-Local-LLM-Developer {problem}.")
     log = behind.log.read_text()
     assert "the header X-Local-LLM-Developer is missing. Does the door set it?" in log
-    assert "refused status=403 peer=127.0.0.1" in log
+    (first, *_) = [record for record in records(log) if record["outcome"] == "refused"]
+    assert (first["status"], first["what"], first["developer"]) == (403, "POST /mcp", "-")
     assert "mallory" not in log
 
 
@@ -98,8 +101,8 @@ async def test_nobody_else_is_believed_who_they_are(behind: Bridge, name: str) -
         assert text.startswith("The token is not known here.")
     async with behind.client(token=TOKEN, headers={NAME: name}) as client:
         await client.call_tool("list_models", {})
-    line = behind.log.read_text().splitlines()[-1]
-    assert "call developer=alice tool=list_models" in line
+    record = records(behind.log.read_text())[-1]
+    assert (record["developer"], record["what"]) == ("alice", "list_models")
 
 
 def test_a_bridge_without_a_door_believes_no_header(bridge: Bridge) -> None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import time
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from local_llm_bridge.audit import Record
+from local_llm_bridge.audit import Caller, Record
 from local_llm_bridge.backend import Backend, Completion
 from local_llm_bridge.calls import Calls
 from local_llm_bridge.config import Developer, Engine, ServeSettings, Settings
@@ -20,7 +22,7 @@ from local_llm_bridge.exchange import Exchange
 from local_llm_bridge.express import Express
 from local_llm_bridge.metrics import Metrics
 from local_llm_bridge.sdk_http import SdkHttp
-from tests.services import MODEL, TOKEN, FakeEngine, configuration, events, piece, serving, text_of
+from tests.services import MODEL, TOKEN, FakeEngine, configuration, events, piece, records, serving, text_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,6 +34,7 @@ pytestmark = pytest.mark.anyio
 
 USAGE = {"choices": [], "usage": {"prompt_tokens": 7, "completion_tokens": 2}}
 REPLY = events(piece("hello "), piece("you", "stop"), USAGE)
+ALICE = Caller("alice")
 ANSWER = Completion("hello", "m", "stop", prompt_tokens=7, completion_tokens=2, first_token_s=0.3)
 
 
@@ -64,8 +67,8 @@ def samples(metrics: Metrics) -> Samples:
 
 
 def test_a_call_is_counted_with_its_tokens_and_times(metrics: Metrics) -> None:
-    metrics(Record("alice", "chat", "m", "ok", 1.5, ANSWER))
-    metrics(Record("alice", "chat", "m", "ok", 3.0, ANSWER))
+    metrics(Record(ALICE, "chat", "m", "ok", 1.5, ANSWER))
+    metrics(Record(ALICE, "chat", "m", "ok", 3.0, ANSWER))
     seen = samples(metrics)
     assert seen.value("calls_total", developer="alice", tool="chat", model="m", outcome="ok") == 2
     assert seen.value("tokens_total", developer="alice", model="m", kind="prompt") == 14
@@ -80,7 +83,7 @@ def test_a_call_is_counted_with_its_tokens_and_times(metrics: Metrics) -> None:
 
 
 def test_a_cached_answer_costs_no_tokens(metrics: Metrics) -> None:
-    metrics(Record("alice", "chat", "m", "ok", 0.001, Completion("hello", "m", "stop", 7, 2, cached=True)))
+    metrics(Record(ALICE, "chat", "m", "ok", 0.001, Completion("hello", "m", "stop", 7, 2, cached=True)))
     seen = samples(metrics)
     assert seen.value("cache_total", result="hit") == 1
     assert seen.value("cache_total", result="miss") is None
@@ -90,7 +93,7 @@ def test_a_cached_answer_costs_no_tokens(metrics: Metrics) -> None:
 
 
 def test_a_failure_counts_as_a_call_and_no_more(metrics: Metrics) -> None:
-    metrics(Record("alice", "chat", "m", "queue_full", 0.001))
+    metrics(Record(ALICE, "chat", "m", "queue_full", 0.001))
     seen = samples(metrics)
     assert seen.value("calls_total", developer="alice", tool="chat", model="m", outcome="queue_full") == 1
     assert seen.value("cache_total", result="miss") is None
@@ -113,7 +116,7 @@ async def test_running_and_queued_calls_are_shown_as_they_are() -> None:
 
 
 def test_prometheus_takes_all_of_it_and_every_family_is_explained(metrics: Metrics) -> None:
-    metrics(Record("alice", "chat", "m", "ok", 1.5, ANSWER))
+    metrics(Record(ALICE, "chat", "m", "ok", 1.5, ANSWER))
     families = samples(metrics).families
     assert {"local_llm_bridge_calls", "local_llm_bridge_running", "process_resident_memory_bytes"} <= families.keys()
     assert all(family.documentation for family in families.values())
@@ -200,7 +203,7 @@ NASTY = "first\nsecond <6>call developer=mallory\r\n\u2028third \x1b[31m"
 
 
 @pytest.mark.parametrize("with_content", [True, False])
-async def test_the_log_holds_a_line_for_each_call_with_content_only_where_it_is_wanted(
+async def test_each_call_has_a_record_with_content_only_where_it_is_wanted(
     tmp_path: Path, *, with_content: bool
 ) -> None:
     with (
@@ -211,23 +214,38 @@ async def test_the_log_holds_a_line_for_each_call_with_content_only_where_it_is_
             await client.call_tool("chat", {"message": NASTY})
             assert (await client.call_tool("chat", {"message": NASTY, "model": "none"})).is_error
         log = bridge.log.read_text()
-    lines = [line for line in log.split("\n") if "call developer=" in line]
-    assert len(lines) == 2
-    good, bad = lines
-    assert f" developer=alice tool=chat model={MODEL} outcome=ok duration_ms=" in good
-    assert " prompt_tokens=7 completion_tokens=2 cached=false" in good
-    assert " developer=alice tool=chat model=- outcome=unknown_model " in bad
-    assert " prompt_tokens=- completion_tokens=- cached=-" in bad
-    if with_content:
-        arguments, text = good.partition(" arguments=")[2].split(" text=")
-        assert json.loads(arguments) == {"message": NASTY}
-        assert json.loads(text) == "answer\nof two lines"
-        assert "There is no model 'none'" in bad
-        assert all(line.isascii() for line in lines)
-        assert "\x1b" not in log
-    else:
-        assert "arguments=" not in log
+    good, bad = records(log)
+    moment = datetime.fromisoformat(good.pop("time"))
+    assert abs(moment - datetime.now(UTC)) < timedelta(minutes=1)
+    assert re.fullmatch("[0-9a-f]{32}", good.pop("request_id"))
+    assert good.pop("duration_ms") >= 0
+    content = {"arguments": {"message": NASTY}, "text": "answer\nof two lines"} if with_content else {}
+    who = {"source": "bridge", "developer": "alice", "client": "127.0.0.1"}
+    tokens = {"prompt_tokens": 7, "completion_tokens": 2, "cached": False}
+    assert good == who | {"what": "chat", "model": MODEL, "outcome": "ok"} | tokens | content
+    assert (bad["model"], bad["outcome"]) == ("-", "unknown_model")
+    assert ("There is no model 'none'" in bad.get("text", "")) == with_content
+    assert log.isascii()
+    assert "\x1b" not in log
+    if not with_content:
         assert not any(word in log for word in ("first", "second", "mallory", "third", "answer"))
+
+
+async def test_records_go_to_a_socket_of_syslog_and_to_the_log_when_nobody_is_there(tmp_path: Path) -> None:
+    path = tmp_path / "syslog"
+    with FakeEngine(REPLY).running() as url, serving(tmp_path, url, audit_socket=str(path)) as bridge:
+        async with bridge.client() as client:
+            await client.call_tool("chat", {"message": "hi"})
+            (kept,) = records(bridge.log.read_text())
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as reader:
+                reader.bind(str(path))
+                reader.settimeout(10)
+                await client.call_tool("chat", {"message": "hi"})
+                prefix, _, sent = reader.recv(65536).decode().partition(": ")
+        assert f"{path} did not take this record: No such file or directory" in bridge.log.read_text()
+    assert prefix == "<134>local-llm-audit"
+    assert (kept["cached"], json.loads(sent)["cached"]) == (False, True)
+    assert kept.keys() == json.loads(sent).keys()
 
 
 def test_the_watchdog_hears_of_the_service_in_time(tmp_path: Path) -> None:

@@ -57,6 +57,7 @@ KEYS = [
     "processes",
     "output_kib",
     "audit_content",
+    "audit_socket",
 ]
 
 Place = tuple[str | int, ...]
@@ -265,6 +266,7 @@ valid = st.fixed_dictionaries(
         ),
         "tool_rounds": st.integers(1, 50),
         "audit_content": st.booleans(),
+        "audit_socket": st.just("/run/audit"),
         "keywords": st.lists(texts, min_size=1, max_size=3),
     }
 )
@@ -289,6 +291,7 @@ def test_what_is_valid_arrives_as_it_was_given(tmp_path: Path, content: dict[str
     assert {key: getattr(found.cache, key) for key in content["cache"]} == content["cache"]
     for key in ("timeout_s", "max_retries", "requests_per_minute", "tool_rounds", "audit_content"):
         assert getattr(found, key) == content[key]
+    assert str(found.audit_socket) == content["audit_socket"]
 
 
 VARIABLES = [

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic_core import to_json
 
+from local_llm_bridge.audit import NOBODY
 from local_llm_bridge.cache import Cache
 from local_llm_bridge.engine import ADDRESS_HINT, QUOTE, BrokenStreamError, EngineClient
 from local_llm_bridge.errors import (
@@ -53,6 +54,7 @@ class Request:
         tools: functions that the model may call, as OpenAI has them.
         fresh: whether the answer must be a new one.
         developer: who asks.
+        request_id: what the engine is told of where the question comes from.
         deadline: when the answer has to be there, by time.monotonic(), in seconds; None: after the time for one call.
         progress: is told the number of tokens so far.
     """
@@ -64,7 +66,8 @@ class Request:
     good_at: str | None = None
     tools: Sequence[Mapping[str, Any]] = ()
     fresh: bool = False
-    developer: str = "-"
+    developer: str = NOBODY
+    request_id: str = NOBODY
     deadline: float | None = None
     progress: Callable[[int], None] | None = None
 
@@ -280,7 +283,7 @@ class Backend:
         answer.started = time.monotonic()
         try:
             client = self._clients.get(engine.name) or self._clients[None]
-            return await _receive(client, choice, body, answer, request.progress)
+            return await _receive(client, choice, body, answer, request)
         finally:
             slots.release(time.monotonic() - answer.started)
 
@@ -297,18 +300,16 @@ class Backend:
         return None
 
 
-async def _receive(
-    client: EngineClient, choice: Choice, body: bytes, answer: _Answer, progress: Callable[[int], None] | None
-) -> Completion:
+async def _receive(client: EngineClient, choice: Choice, body: bytes, answer: _Answer, request: Request) -> Completion:
     """Send the request and gather the answer, so that the caller has what came if this fails."""
     engine = choice.engine
     try:
-        async with aclosing(client.stream(body)) as stream:
+        async with aclosing(client.stream(body, request.request_id)) as stream:
             async for events in stream:
                 for event in events:
                     answer.add(event)
-                if progress:
-                    progress(answer.tokens)
+                if request.progress:
+                    request.progress(answer.tokens)
     except _ReportedError as error:
         raise _failed(engine, str(error), answer.pieces) from None
     except (ValueError, TypeError, KeyError, IndexError, AttributeError):

@@ -40,14 +40,14 @@ class Call:
     Args:
         tool: name of the tool.
         arguments: as they came.
-        developer: who calls.
+        caller: who calls.
         progress: is told the number of tokens that the models have written so far.
         model: answers if the arguments name none; None: the tool or the bridge chooses.
     """
 
     tool: str
     arguments: dict[str, Any]
-    developer: str = audit.NOBODY
+    caller: audit.Caller = audit.UNKNOWN
     progress: Callable[[int], None] | None = None
     model: str | None = None
 
@@ -65,7 +65,8 @@ class Calls:
     def __init__(self, settings: Settings) -> None:
         self.tools = Toolbox(settings)
         self.backend = Backend(settings)
-        self.observers: list[Callable[[audit.Record], None]] = [audit.Log(with_content=settings.audit_content)]
+        self.audit = audit.Log(settings.audit_socket, with_content=settings.audit_content)
+        self.observers: list[Callable[[audit.Record], None]] = [self.audit]
         self.on_new_tools: list[Callable[[], Awaitable[None]]] = []
         self._settings = settings
         self._rate = Rate(settings.requests_per_minute)
@@ -86,12 +87,12 @@ class Calls:
         try:
             tool = self.tools.find(call.tool)
             check(tool, call.arguments)
-            self._rate.spend(call.developer)
+            self._rate.spend(call.caller.developer)
             arguments = await self._with_files(tool, call.arguments)
             if call.model and "model" in tool.schema["properties"]:
                 arguments = {**arguments, "model": arguments.get("model") or call.model}
             deadline = started + self._settings.timeout_s
-            context = Context(self.backend, call.developer, deadline, call.progress)
+            context = Context(self.backend, call.caller, deadline, call.progress)
             result = await tool.run(context, arguments)
         except CallError as error:
             outcome, model, text = error.outcome, error.model, str(error)
@@ -109,7 +110,7 @@ class Calls:
         finally:
             completion = result.completion if result else None
             record = audit.Record(
-                developer=call.developer,
+                caller=call.caller,
                 # What a stranger made up does not get into the log.
                 tool=call.tool if call.tool in self.tools else audit.NOBODY,
                 model=completion.model if completion else model or audit.NOBODY,

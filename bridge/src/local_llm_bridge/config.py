@@ -99,6 +99,8 @@ class Settings:
     """None: off."""
     audit_content: bool = False
     """Whether the log holds what was asked and answered."""
+    audit_socket: Path | None = None
+    """The socket of syslog to which records of calls go; None: to the bridge's own log."""
     files_root: Path | None = None
     """The project's folder, from which tools may read files; None: no files."""
 
@@ -231,6 +233,7 @@ class _Shared(_Section):
     tool_rounds: int = Field(default=DEFAULT_TOOL_ROUNDS, ge=1, le=50)
     execute_python: ExecutePython | None = None
     audit_content: bool = False
+    audit_socket: str | None = Field(default=None, pattern="^/")
 
 
 class _File(_Shared):
@@ -355,6 +358,7 @@ def _shared(path: Path, file: _Shared, *, read_keys: bool) -> dict[str, Any]:
         "tool_rounds": file.tool_rounds,
         "execute_python": file.execute_python,
         "audit_content": file.audit_content,
+        "audit_socket": Path(file.audit_socket) if file.audit_socket else None,
     }
 
 

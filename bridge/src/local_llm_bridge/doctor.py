@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from local_llm_bridge import claude_code, config
+from local_llm_bridge.audit import UNKNOWN
 from local_llm_bridge.backend import Backend, Request
 from local_llm_bridge.engine import EngineClient
 from local_llm_bridge.errors import CallError, ConfigError, EngineError, EngineKeyError
@@ -316,7 +317,7 @@ async def _run_python(settings: config.Settings) -> str:
     tool = Toolbox(settings).find("execute_python")
     backend = Backend(settings)
     started = time.monotonic()
-    result = await tool.run(Context(backend, "-", started + _LONGEST_S), {"code": "print(1)"})
+    result = await tool.run(Context(backend, UNKNOWN, started + _LONGEST_S), {"code": "print(1)"})
     if result.details.get("exit_code") != 0:
         raise CallError(f"print(1) did not work: {result.text}")
     return f"print(1) ran in {time.monotonic() - started:.2f} s"

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import re
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, urlsplit
 
 from local_llm_bridge.asgi import Response, text
+from local_llm_bridge.audit import NOBODY, Caller
 from local_llm_bridge.auth import NAME_HEADER, Directory
 from local_llm_bridge.exchange import MAX_BODY, Exchange, TooBigError
 from local_llm_bridge.metrics import Metrics
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+ID_HEADER = "x-request-id"
 _LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 _LOOPBACK_PEERS = ("127.0.0.1", "::1")
 
@@ -86,13 +90,13 @@ class Door:
             except TooBigError:
                 return text(413, f"The request has more than {MAX_BODY} bytes. Send less.", {"Connection": "close"})
             return None
-        log.warning("refused status=%d peer=%s", refusal.status, _peer(scope))
+        self._calls.audit.refused(_caller(scope, headers, NOBODY), f"{scope['method']} /mcp", refusal.status)
         return refusal
 
     def _refusal(self, scope: Scope, headers: Mapping[str, str]) -> Response | None:
         """Return why a request to /mcp is refused; None: it is not.
 
-        Then the scope holds the developer, and the model that answers calls which name none (None: the bridge chooses).
+        Then the scope holds the caller, and the model that answers calls which name none (None: the bridge chooses).
         """
         host, origin = headers.get("host", ""), headers.get("origin")
         if not self._accepts(host):
@@ -107,7 +111,7 @@ class Door:
         length = headers.get("content-length", "")
         if length.isdecimal() and int(length) > MAX_BODY:
             return text(413, f"The request has {length} bytes, the most is {MAX_BODY}. Send less.")
-        scope["developer"] = developer
+        scope["caller"] = _caller(scope, headers, developer)
         scope["model"] = parse_qs(scope["query_string"].decode("latin-1")).get("model", [None])[0]
         return None
 
@@ -151,8 +155,14 @@ def _headers(scope: Scope) -> dict[str, str]:
     return headers
 
 
+def _caller(scope: Scope, headers: Mapping[str, str], developer: str) -> Caller:
+    """Say who calls; a door in front has given the request its id."""
+    given = headers.get(ID_HEADER, "")
+    return Caller(developer, _peer(scope), given if re.fullmatch("[0-9A-Za-z-]{1,64}", given) else os.urandom(16).hex())
+
+
 def _peer(scope: Scope) -> str:
-    return str(scope["client"][0]) if scope["client"] else "-"
+    return str(scope["client"][0]) if scope["client"] else NOBODY
 
 
 def _unknown(headers: Mapping[str, str]) -> Response:

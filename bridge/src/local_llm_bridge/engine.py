@@ -22,6 +22,7 @@ from urllib.request import getproxies, proxy_bypass
 
 from pydantic_core import from_json  # a third of the time that json takes, once for every token
 
+from local_llm_bridge.audit import NOBODY
 from local_llm_bridge.errors import (
     EngineAnswerError,
     EngineBusyError,
@@ -64,6 +65,7 @@ class _Attempt:
     method: str
     url: str
     body: bytes | None
+    request_id: str = NOBODY
     outcome: aiohttp.ClientResponse | Exception | None = None
     """What the latest try met and nobody has looked at yet; None: it has to be tried."""
     response: aiohttp.ClientResponse | None = None
@@ -98,18 +100,20 @@ class EngineClient:
         self._session: aiohttp.ClientSession | None = None
         self._judge: AsyncOpenAI | None = None
 
-    async def stream(self, body: bytes) -> AsyncGenerator[list[Event]]:
+    async def stream(self, body: bytes, request_id: str = NOBODY) -> AsyncGenerator[list[Event]]:
         """Send a chat completion's request and yield the answer's events as they arrive, those of a packet together.
 
         Args:
             body: the request as JSON, with `stream` true.
+            request_id: for the engine's log, and for a door's on the way to it.
 
         Raises:
             EngineError: there was no answer, or the engine said no.
             BrokenStreamError: the answer broke off.
             ValueError: something in it is not JSON, or has no end.
         """
-        response = await self._send(_Attempt("POST", f"{self._engine.url}/chat/completions", body), self._max_retries)
+        attempt = _Attempt("POST", f"{self._engine.url}/chat/completions", body, request_id)
+        response = await self._send(attempt, self._max_retries)
         whole = False
         try:
             kind = response.headers.get("content-type", "nothing")
@@ -213,6 +217,7 @@ class EngineClient:
             attempt.method,
             URL(attempt.url, encoded=True),
             data=attempt.body,
+            headers=None if attempt.request_id == NOBODY else {"X-Request-ID": attempt.request_id},
             proxy=self._proxy,
             allow_redirects=False,
             trace_request_ctx=attempt,

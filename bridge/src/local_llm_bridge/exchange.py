@@ -55,7 +55,7 @@ class Exchange:
         self._sdk = sdk
 
     async def __call__(self, scope: Scope, headers: Mapping[str, str], receive: Receive, send: Send) -> None:
-        """Answer one request; `scope["developer"]` says whose, `scope["model"]` who answers if it names no model.
+        """Answer one request; `scope["caller"]` says whose, `scope["model"]` who answers if it names no model.
 
         Raises:
             TooBigError: before anything has been sent.
@@ -97,7 +97,7 @@ class Exchange:
                         await task
 
     async def _work(self, request: Everyday, scope: Scope, reply: _Reply) -> None:
-        await reply.end(await self._express.call(request, reply.event, scope["developer"], scope["model"]))
+        await reply.end(await self._express.call(request, reply.event, scope["caller"], scope["model"]))
 
 
 class _Reply:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic_core import PydanticSerializationError, to_json
 
 from local_llm_bridge import __version__
-from local_llm_bridge.audit import NOBODY
+from local_llm_bridge.audit import UNKNOWN, Caller
 from local_llm_bridge.calls import Call, Calls, Wire
 from local_llm_bridge.progress import reporting
 
@@ -124,7 +124,7 @@ class Express:
         self,
         request: Everyday,
         send: Callable[[Wire], Awaitable[None]],
-        developer: str = NOBODY,
+        caller: Caller = UNKNOWN,
         model: str | None = None,
     ) -> Wire:
         """Run a `tools/call`; return the reply.
@@ -132,10 +132,10 @@ class Express:
         Args:
             request: the call.
             send: sends the client notifications of the call's progress, if it wants them.
-            developer: who calls.
+            caller: who calls.
             model: answers if the call names none; None: the bridge chooses.
         """
-        call = Call(request.params["name"], request.params.get("arguments") or {}, developer, model=model)
+        call = Call(request.params["name"], request.params.get("arguments") or {}, caller, model=model)
         if request.progress_token is None:
             return _reply(request, await self._calls.run(call))
 

@@ -64,7 +64,7 @@ class Metrics:
 
     def __call__(self, record: Record) -> None:
         """Count one call."""
-        self._calls.labels(record.developer, record.tool, record.model, record.outcome).inc()
+        self._calls.labels(record.caller.developer, record.tool, record.model, record.outcome).inc()
         self._duration.labels(record.model).observe(record.duration_s)
         completion = record.completion
         if completion is None:
@@ -72,8 +72,8 @@ class Metrics:
         self._cache.labels("hit" if completion.cached else "miss").inc()
         if completion.cached:
             return
-        self._tokens.labels(record.developer, record.model, "prompt").inc(completion.prompt_tokens or 0)
-        self._tokens.labels(record.developer, record.model, "completion").inc(completion.completion_tokens or 0)
+        self._tokens.labels(record.caller.developer, record.model, "prompt").inc(completion.prompt_tokens or 0)
+        self._tokens.labels(record.caller.developer, record.model, "completion").inc(completion.completion_tokens or 0)
         if completion.first_token_s is not None:
             self._first_token.labels(record.model).observe(completion.first_token_s)
 

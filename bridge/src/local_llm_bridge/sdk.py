@@ -11,7 +11,7 @@ import mcp_types as types
 from mcp.server.lowlevel import Server
 from mcp.server.subscriptions import InMemorySubscriptionBus, ListenHandler, ToolsListChanged
 
-from local_llm_bridge.audit import NOBODY
+from local_llm_bridge.audit import UNKNOWN
 from local_llm_bridge.calls import Call
 from local_llm_bridge.express import SERVER
 from local_llm_bridge.progress import reporting
@@ -40,13 +40,13 @@ def create_server(calls: Calls) -> tuple[Server[Any], Callable[[], None]]:
         context: ServerRequestContext[Any], params: types.CallToolRequestParams
     ) -> types.CallToolResult:
         # Over HTTP the caller has been recognised before the request came here; stdio has one user.
-        scope: Mapping[str, Any] = context.request.scope if context.request else {"developer": NOBODY, "model": None}
+        scope: Mapping[str, Any] = context.request.scope if context.request else {"caller": UNKNOWN, "model": None}
 
         async def tell(tokens: int, message: str) -> None:
             await context.session.report_progress(tokens, message=message)
 
         async with reporting(tell) as progress:
-            call = Call(params.name, params.arguments or {}, scope["developer"], progress, scope["model"])
+            call = Call(params.name, params.arguments or {}, scope["caller"], progress, scope["model"])
             return types.CallToolResult.model_validate(await calls.run(call))
 
     bus = InMemorySubscriptionBus()

@@ -198,8 +198,8 @@ def test_each_entry_asks_its_own_model(guest: Callable[..., Host], configure: Co
         configure(alice, rc=0, claude_code_servers=servers)
         for name, model in (("local-one", "qwen2-tiny"), ("local-other", "qwen2-other")):
             assert call_tool(host, "alice", f"mcp__{name}__chat", message=FRANCE).text == "Paris"
-            calls = host.check_output("journalctl --unit=bridge --output=cat | grep tool=chat").splitlines()
-            assert f"model={model} outcome=ok" in calls[-1]
+            calls = host.check_output("""journalctl --unit=bridge --output=cat | grep '"what":"chat"'""").splitlines()
+            assert f'"model":"{model}","outcome":"ok"' in calls[-1]
     finally:
         configure({**alice, "modes": ["tools", "gateway"]}, rc=0)
 

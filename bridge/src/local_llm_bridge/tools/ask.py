@@ -70,7 +70,8 @@ async def ask(
         max_tokens=prompt.max_tokens,
         good_at=prompt.good_at,
         fresh=bool(arguments.get("fresh")),
-        developer=context.developer,
+        developer=context.caller.developer,
+        request_id=context.caller.request_id,
         deadline=context.deadline,
         progress=context.progress,
     )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from local_llm_bridge.audit import Caller
     from local_llm_bridge.backend import Backend, Completion
 
 TEXT = {"type": "string", "minLength": 1}
@@ -19,13 +20,13 @@ class Context:
 
     Args:
         backend: the models.
-        developer: who calls.
+        caller: who calls.
         deadline: when the call has to end, by time.monotonic(), in seconds.
         progress: is told the number of tokens that the models have written so far.
     """
 
     backend: Backend
-    developer: str
+    caller: Caller
     deadline: float
     progress: Callable[[int], None] | None = None
 
