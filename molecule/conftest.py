@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from collections.abc import Callable, Generator
 from pathlib import Path
@@ -16,6 +17,21 @@ from testinfra.host import Host
 PROJECT = Path(__file__).resolve().parent.parent
 LAB = PROJECT / "tests" / "lab"
 JOURNAL_LINES = 50
+# The most that `systemd-analyze security` may say of each unit, on Debian 12 and 13 alike: 0 is shut, 10 is open. What
+# a unit cannot have, and why, is in its template.
+EXPOSURE = {
+    "litellm": 1.1,
+    "llama-cpp@": 1.1,
+    "local-llm-bridge": 1.1,
+    "local-llm-firewall": 1.8,
+    "local-llm-gateway-acme": 1.9,
+    "local-llm-gateway-address": 2.8,
+    "local-llm-gateway": 1.4,
+    "local-llm-sandbox@": 0.1,
+    "model-store@": 1.1,
+    "vllm-ray@": 1.6,
+    "vllm@": 1.6,
+}
 
 
 def _network() -> str:
@@ -80,6 +96,22 @@ def play(request: pytest.FixtureRequest) -> Callable[..., subprocess.CompletedPr
         )
 
     return run
+
+
+@pytest.fixture
+def few_rights() -> Callable[[Host, str], None]:
+    """Hold a unit to its figure: ``few_rights(host, "vllm@a-model")``.
+
+    Returns:
+        A function of the guest and the unit; it fails if the unit may do more than it needs.
+    """
+
+    def hold(host: Host, unit: str) -> None:
+        table = host.check_output("systemd-analyze security --no-pager %s", unit)
+        figure = float(table.rpartition(": ")[2].split()[0])
+        assert figure <= EXPOSURE[re.sub("@.*", "@", unit.removesuffix(".service"))], table
+
+    return hold
 
 
 @pytest.fixture

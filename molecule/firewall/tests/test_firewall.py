@@ -317,6 +317,11 @@ def test_the_rules_come_back_with_the_unit_and_when_somebody_flushes_all(guest: 
     assert debian12.check_output(TABLE) == before
 
 
+def test_the_unit_has_few_rights(guest: Guest, few_rights: Callable[[Host, str], None]) -> None:
+    for name in PROTECTED:
+        few_rights(guest(name), "local-llm-firewall")
+
+
 def test_the_rules_are_there_after_a_restart_of_the_host(guest: Guest) -> None:
     """Of a container: `make test-vm` is for what a real boot does."""
     debian12 = guest("debian12")

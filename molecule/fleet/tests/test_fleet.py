@@ -98,7 +98,7 @@ def closed_network() -> Iterator[None]:
 
 @pytest.fixture
 def asked(guest: Guest, records: Records) -> Callable[..., list[dict[str, Any]]]:
-    """What doors (``source="door"``) or bridges (``source="bridge"``) of both gateways were asked by a developer."""
+    """What doors, bridges, or bridges of models (``door``, ``bridge``, ``inside``), were asked on both gateways."""
 
     def find(source: str, developer: str) -> list[dict[str, Any]]:
         found = [record for name in GATEWAYS for record in records(guest(name))]
@@ -142,6 +142,9 @@ def test_claude_code_gets_the_models_answer_over_http(guest: Guest, asked: Asked
     assert (call["what"], call["model"], call["outcome"]) == ("chat", "qwen2-tiny", "ok")
     (way,) = [record for record in asked("door", "alice") if record["request_id"] == call["request_id"]]
     assert (way["what"], way["status"]) == ("POST /mcp", 200)
+    if not call["cached"]:
+        (question,) = [record for record in asked("inside", "-") if record["request_id"] == call["request_id"]]
+        assert question["server"] in MODEL_HOSTS
 
 
 def test_claude_code_gets_the_models_answer_over_stdio(guest: Guest, asked: Asked) -> None:

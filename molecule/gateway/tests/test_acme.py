@@ -104,6 +104,11 @@ def test_port_80_is_for_the_authority_alone(both: list[Host]) -> None:
         assert host.check_output(f"{curl}/.well-known/acme-challenge/unknown") == "503"
 
 
+def test_the_renewal_has_few_rights(both: list[Host], few_rights: Callable[[Host, str], None]) -> None:
+    for host in both:
+        few_rights(host, RENEWAL)
+
+
 def test_a_renewal_ends_no_answer(both: list[Host], root: ssl.SSLContext) -> None:
     """Both at the same time, so that each certbot is also asked what only the other one knows."""
     before = [(main_pid(host), serial(host, root)) for host in both]

@@ -82,8 +82,8 @@ def test_the_token_goes_to_the_hub_and_to_nobody_else(host: Host) -> None:
     assert TOKEN not in host.check_output("journalctl --boot --no-pager -u 'model-store@*'")
 
 
-def test_downloads_have_few_rights(host: Host) -> None:
-    assert host.run("systemd-analyze security --threshold=11 --no-pager model-store@x.service").rc == 0
+def test_downloads_have_few_rights(host: Host, few_rights: Callable[[Host, str], None]) -> None:
+    few_rights(host, "model-store@x")
     assert host.check_output("systemctl show --property=User --value model-store@x.service") == "model-store"
 
 
