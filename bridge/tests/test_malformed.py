@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from local_llm_bridge import exchange
-from local_llm_bridge.audit import Caller
+from local_llm_bridge.audit import UNKNOWN
 from local_llm_bridge.express import Everyday, is_notification, read
 from tests.services import MODEL, PROGRAM, TOKEN, FakeEngine, events, piece, request_of, serving, wait_for
 from tests.test_express import CALL, ENVELOPE, HANDSHAKE, REQUESTS
@@ -582,7 +582,7 @@ class Lanes:
             self.taken.append("sdk")
 
         decide = exchange.Exchange(cast("Express", self), sdk)
-        asyncio.run(decide({"caller": Caller("alice"), "model": None}, headers, receive, send))
+        asyncio.run(decide({"caller": UNKNOWN, "model": None}, headers, receive, send))
 
     def answer(self, _request: Everyday) -> dict[str, Any]:
         self.taken.append("quick")
