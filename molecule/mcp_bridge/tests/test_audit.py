@@ -85,7 +85,7 @@ def test_records_reach_a_server_of_syslog_over_tls(guest: Guest, name: str, reco
     deadline = time.monotonic() + 60
     while True:
         lines = guest("debian13").run("cat %s", RECEIVED).stdout.splitlines()
-        form = rf"<134>1 \d{{4}}-\d\d-\d\dT\S+ {name} local-llm-audit \d* ?\S* ?- -? ?({{.*}})"
+        form = rf"<134>1 \d{{4}}-\d\d-\d\dT\S+ {name} local-llm-audit \S+ - - +({{.*}})"
         sent = [json.loads(match[1]) for line in lines if (match := re.fullmatch(form, line))]
         if written <= {(record["request_id"], record["source"]) for record in sent}:
             break
