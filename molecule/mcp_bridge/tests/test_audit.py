@@ -100,9 +100,10 @@ def test_records_reach_a_server_of_syslog_over_tls(guest: Guest, name: str, reco
         ({"audit_log_days": 0}, "audit_log_days is 0"),
         ({"audit_log_max_mib": 1}, "audit_log_max_mib is 1"),
         ({"audit_log_syslog": {"host": "tcp://logs"}}, "found host tcp://logs"),
+        ({"audit_log_syslog": {"port": 514}}, "found host (none), port 514"),
         ({"audit_log_syslog": {"host": "logs", "ca": "/etc/ca.pem"}}, "found host logs, port 6514, a ca of 11"),
     ],
-    ids=["days", "space", "host", "ca"],
+    ids=["days", "space", "host", "no host", "ca"],
 )
 def test_what_cannot_work_is_refused(play: Play, receiver: str, extra: dict[str, Any], text: str) -> None:
     done = play(SCENARIO / "audit.yml", receiver, ROLE, "--limit=debian13", f"--extra-vars={json.dumps(extra)}")
