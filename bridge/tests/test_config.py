@@ -110,6 +110,7 @@ def test_a_url_may_end_in_v1_or_not(url: str, wanted: str) -> None:
         (change("door_key_sha256", SECRET), ["door_key_sha256: found a text of 25 characters; wanted"]),
         (change("door_key_sha256", 12345678), ["door_key_sha256: found a number"]),
         (change("door_key_sha256", "a" * 64), ["door_key_sha256: a developer has it as token_sha256"]),
+        (change("former_door_keys_sha256", ["a" * 64]), ["door_key_sha256: a developer has it as token_sha256"]),
         (change("door_key", SECRET), ["door_key: unknown key", "did you mean 'door_key_sha256'?"]),
     ],
 )

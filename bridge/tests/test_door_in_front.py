@@ -111,6 +111,16 @@ def test_a_bridge_without_a_door_believes_no_header(bridge: Bridge) -> None:
     assert ask(bridge, TOKEN, "bob")[0] == 200
 
 
+def test_while_the_doors_key_is_replaced_both_are_known(behind: Bridge) -> None:
+    new = "another-key-of-the-door"
+    digest = hashlib.sha256(new.encode()).hexdigest()
+    folder = behind.log.parent / "both"
+    with serving(
+        folder, "http://127.0.0.1:9", developers=[], door_key_sha256=digest, former_door_keys_sha256=[DIGEST]
+    ) as both:
+        assert [ask(both, key, "bob")[0] for key in (new, DOOR_KEY, TOKEN)] == [200, 200, 401]
+
+
 def test_behind_a_door_a_bridge_needs_no_developers_of_its_own(behind: Bridge) -> None:
     with serving(behind.log.parent / "alone", "http://127.0.0.1:9", developers=[], door_key_sha256=DIGEST) as alone:
         assert ask(alone, DOOR_KEY, "bob")[0] == 200

@@ -35,6 +35,7 @@ KEYS = [
     "token_sha256",
     "tokens_file",
     "door_key_sha256",
+    "former_door_keys_sha256",
     "routing",
     "model",
     "keywords",

@@ -31,15 +31,14 @@ class Directory:
         developers: those of the settings.
         tokens_file: the others are in; None: there are no others. While the file is wrong, those who were in it before
             may call.
-        door_key_sha256: SHA-256 of the key by which a door in front is known; None: there is none.
+        door_keys: SHA-256 of each key by which a door in front is known; none: there is no door.
     """
 
     def __init__(
-        self, developers: Sequence[Developer], tokens_file: Path | None, door_key_sha256: str | None = None
+        self, developers: Sequence[Developer], tokens_file: Path | None, door_keys: Sequence[str] = ()
     ) -> None:
         self._fixed = {developer.token_sha256: developer.name for developer in developers}
-        if door_key_sha256:
-            self._fixed[door_key_sha256] = _DOOR
+        self._fixed.update(dict.fromkeys(door_keys, _DOOR))
         self._names = self._fixed
         self._file = tokens_file
         self._state: tuple[int, ...] = ()

@@ -242,6 +242,7 @@ class _File(_Shared):
     developers: list[Developer]
     tokens_file: str | None = Field(default=None, pattern="^/")
     door_key_sha256: Annotated[str, AfterValidator(_token_digest)] | None = None
+    former_door_keys_sha256: list[Annotated[str, AfterValidator(_token_digest)]] = []
     requests_per_minute: int = Field(default=DEFAULT_REQUESTS_PER_MINUTE, ge=0, le=1_000_000)
 
 
@@ -266,8 +267,8 @@ class ServeSettings(Settings):
     developers: tuple[Developer, ...] = ()
     tokens_file: Path | None = None
     """Further developers, whom the command `token` enters and removes; read again when it changes."""
-    door_key_sha256: str | None = None
-    """SHA-256 of the key of a door in front, which says whose requests it sends on; None: there is none."""
+    door_keys: tuple[str, ...] = ()
+    """SHA-256 of the keys of a door in front, which says whose requests it sends on; none: there is no door."""
 
 
 def from_file(path: Path, *, read_keys: bool = True) -> ServeSettings:
@@ -285,7 +286,9 @@ def from_file(path: Path, *, read_keys: bool = True) -> ServeSettings:
         raise ConfigError(f"{path}: developers: name: found {double!r} more than once; each must be unique")
     if _doubles(developer.token_sha256 for developer in file.developers):
         raise ConfigError(f"{path}: developers: token_sha256: two developers have the same token; give each their own")
-    if file.door_key_sha256 in {developer.token_sha256 for developer in file.developers}:
+    door_keys = [file.door_key_sha256] if file.door_key_sha256 else []
+    door_keys += file.former_door_keys_sha256
+    if {developer.token_sha256 for developer in file.developers} & set(door_keys):
         raise ConfigError(f"{path}: door_key_sha256: a developer has it as token_sha256; give the door its own key")
     return ServeSettings(
         **_shared(path, file, read_keys=read_keys),
@@ -294,7 +297,7 @@ def from_file(path: Path, *, read_keys: bool = True) -> ServeSettings:
         allowed_hosts=tuple(file.allowed_hosts),
         developers=tuple(file.developers),
         tokens_file=Path(file.tokens_file) if file.tokens_file else None,
-        door_key_sha256=file.door_key_sha256,
+        door_keys=tuple(door_keys),
     )
 
 

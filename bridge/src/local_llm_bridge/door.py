@@ -44,7 +44,7 @@ class Door:
         self._exchange = exchange
         self._metrics = Metrics(calls.backend)
         calls.observers.append(self._metrics)
-        self._directory = Directory(settings.developers, settings.tokens_file, settings.door_key_sha256)
+        self._directory = Directory(settings.developers, settings.tokens_file, settings.door_keys)
         self._hosts = {*_LOOPBACK, *settings.allowed_hosts, authority(settings.listen.address)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -91,7 +91,7 @@ class _Server(uvicorn.Server):
         self._end_listening = end_listening
         self._summary = (
             f"{authority(settings.listen.address, settings.listen.port)}: {len(settings.engines)} model(s), "
-            f"{len(settings.developers)} developer(s){', and those of the door' if settings.door_key_sha256 else ''}"
+            f"{len(settings.developers)} developer(s){', and those of the door' if settings.door_keys else ''}"
         )
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:

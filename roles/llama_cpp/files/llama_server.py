@@ -68,11 +68,11 @@ class Config:
         return config
 
 
-def read_key(environment: Mapping[str, str]) -> str:
-    """The key that clients have to send.
+def read_keys(environment: Mapping[str, str]) -> list[str]:
+    """The key that clients have to send; while it is replaced, the former one as well.
 
     Args:
-        environment: With ``CREDENTIALS_DIRECTORY``, where systemd puts ``api-key``.
+        environment: With ``CREDENTIALS_DIRECTORY``, where systemd puts ``api-key``, a key in each line.
 
     Raises:
         ConfigError: There is no key. The server would otherwise answer everybody.
@@ -80,10 +80,10 @@ def read_key(environment: Mapping[str, str]) -> str:
     folder = environment.get("CREDENTIALS_DIRECTORY")
     if not folder:
         raise ConfigError("CREDENTIALS_DIRECTORY is not set; run this as a service with LoadCredential=api-key:…")
-    key = (Path(folder) / "api-key").read_text().strip()
-    if not key:
+    keys = (Path(folder) / "api-key").read_text().split()
+    if not keys:
         raise ConfigError(f"{folder}/api-key is empty")
-    return key
+    return keys
 
 
 def notify(state: str, environment: Mapping[str, str]) -> None:
@@ -111,12 +111,12 @@ def wait_for_stop() -> None:
     receiver.recv(1)
 
 
-def serve(config: Config, key: str, environment: Mapping[str, str]) -> None:
+def serve(config: Config, keys: list[str], environment: Mapping[str, str]) -> None:
     """Load the model and serve it until the service is stopped.
 
     Args:
         config: The model's settings.
-        key: What clients send as bearer token or ``x-api-key``.
+        keys: What clients send as bearer token or ``x-api-key``, any of them.
         environment: The process's environment.
 
     Raises:
@@ -130,7 +130,7 @@ def serve(config: Config, key: str, environment: Mapping[str, str]) -> None:
     params.model_alias = {config.name}
     params.hostnames = [config.address]
     params.port = config.port
-    params.api_keys = [key]
+    params.api_keys = keys
     # llama.cpp divides n_ctx among the slots. A shared cache (kv_unified) would need less memory, but could end an
     # answer half-way because other requests have grown.
     params.n_ctx = config.context * config.parallel
@@ -173,7 +173,7 @@ def main(argv: list[str], environment: Mapping[str, str]) -> int:
         config = Config.read(Path(file))
         if options == ["--check"]:
             return 0
-        serve(config, read_key(environment), environment)
+        serve(config, read_keys(environment), environment)
     except (ConfigError, OSError, RuntimeError) as error:
         print(f"llama_server: {error}", file=sys.stderr)
         return 1

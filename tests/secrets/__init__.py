@@ -1,0 +1,1 @@
+"""Where a guest keeps secrets, and whether it has them anywhere else."""
