@@ -44,6 +44,11 @@ def test_before_the_first_run_there_is_no_ca(tmp_path: Path) -> None:
 def test_developers_trust_the_private_ca_only_where_it_signs(tmp_path: Path, tls: str, given: str) -> None:
     (tmp_path / "ca").mkdir()
     (tmp_path / "ca/ca.pem").write_text("the CA")
+    (tmp_path / "ca/next").mkdir()
+    (tmp_path / "ca/next/ca.pem").write_text("the next one")
+    both = f"{given}\nthe next one" if given else ""
+    assert value(tmp_path, "fleet_ca_certificate", "dev1", gateway_tls=tls) == both
+    (tmp_path / "ca/next/ca.pem").unlink()
     assert value(tmp_path, "fleet_ca_certificate", "dev1", gateway_tls=tls) == given
     own = value(tmp_path, "fleet_ca_certificate", "dev1", "the company's", gateway_tls=tls)
     assert own == (given or "the company's")

@@ -64,3 +64,24 @@ def test_a_file_or_a_command_gives_a_key(tmp_path: Path, source: str) -> None:
     inventory.write_text(json.dumps({"gateways": {"hosts": {"gateway1": {}}, "vars": variables}}))
     done = shown(inventory)
     assert json.loads(done.stdout.partition("=> ")[2])["msg"] == KEY, done.stderr
+
+
+@pytest.mark.parametrize("playbook", ["rotate_keys.yml", "rotate_ca.yml"])
+def test_secrets_are_not_replaced_on_a_part_of_the_fleet(tmp_path: Path, playbook: str) -> None:
+    inventory = tmp_path / "hosts.json"
+    hosts = {f"model{number}": {"ansible_connection": "local"} for number in (1, 2)}
+    inventory.write_text(json.dumps({"model_hosts": {"hosts": hosts}}))
+    done = run("ansible-playbook", f"--inventory={inventory}", f"playbooks/{playbook}", "--limit=model1")
+    assert done.returncode != 0
+    assert "on all hosts or on none" in done.stdout
+    assert done.stdout.count("PLAY [") == 1
+
+
+def test_a_fleet_without_a_private_ca_gets_no_other(tmp_path: Path) -> None:
+    inventory = tmp_path / "hosts.json"
+    door = {"hosts": {"gateway1": {"ansible_connection": "local"}}, "vars": {"gateway_tls": "acme"}}
+    inventory.write_text(json.dumps({"gateways": door, "all": {"vars": {"fleet_secrets": str(tmp_path)}}}))
+    done = run("ansible-playbook", f"--inventory={inventory}", "playbooks/rotate_ca.yml", "--extra-vars=new=ca")
+    assert done.returncode != 0
+    assert "Found: new=ca, gateway_tls acme, 0 certificates of the CA." in " ".join(done.stdout.split())
+    assert not (tmp_path / "ca").exists()

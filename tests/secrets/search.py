@@ -13,7 +13,7 @@ from testinfra.host import Host
 # The kernel's own view of the processes is looked at by itself.
 FILES = (
     "echo %s | base64 -d | grep --recursive --text --only-matching --no-messages --devices=skip --null "
-    "--fixed-strings --file=- $(ls -d /* | grep -vx -e /proc -e /sys)"
+    "--fixed-strings --file=- $(find / -mindepth 1 -maxdepth 1 ! -type l ! -name proc ! -name sys)"
 )
 PROCESSES = """
 import json, pathlib
@@ -49,12 +49,13 @@ def search(host: Host, secrets: Iterable[str]) -> dict[str, set[str]]:
     secrets = list(secrets)
     places: dict[str, set[str]] = defaultdict(set)
     patterns = base64.b64encode("\n".join(secrets).encode()).decode()
-    for line in host.run(FILES, patterns).stdout.splitlines():
+    for line in host.run(FILES, patterns).stdout_bytes.decode(errors="replace").splitlines():
         path, found, text = line.partition("\0")
         for secret in secrets:
             if found and secret in text:
                 places[secret].add(path)
-    journal = host.check_output("journalctl --no-pager --output=export")
+    journal = host.run("journalctl --no-pager --output=export").stdout_bytes.decode(errors="replace")
+    assert "MESSAGE=" in journal
     for secret in secrets:
         if secret in journal:
             places[secret].add("journal")
@@ -85,5 +86,5 @@ def misplaced(host: Host, secrets: dict[str, list[Place]]) -> list[str]:
             file = host.file(place.path)
             if place.path in paths and (file.user, file.group, file.mode) != (place.user, place.group, place.mode):
                 problems.append(f"{place.path} is {file.user}:{file.group} {file.mode:04o}, wanted {place}")
-    views = host.run("find /run/credentials -type f -perm /077").stdout.split()
+    views = host.run("find /run/credentials -type f -perm /007").stdout.split()
     return problems + [f"{path} can be read by others" for path in views]

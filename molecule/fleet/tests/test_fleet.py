@@ -63,19 +63,11 @@ while True:
         sys.stdout.buffer.write(packet)
         sys.stdout.flush()
 """
-SECRETS = {
-    "molecule-fleet-engine-key": {
-        ("model1", "/etc/llama-cpp/credentials/api-key"),
-        ("model2", "/etc/llama-cpp/credentials/api-key"),
-        *((name, "/etc/local-llm-bridge/credentials/engine-key") for name in GATEWAYS),
-        *((name, "/etc/local-llm-gateway/keys.map") for name in GATEWAYS),
-    },
-    "molecule-fleet-bridge-key": {(name, "/etc/local-llm-gateway/keys.map") for name in GATEWAYS},
-    **{
-        f"molecule-fleet-token-of-{name}": {("dev1", f"/home/{name}/.config/local-llm-fleet/local-llm.token")}
-        for name in ("alice", "bob", "carol")
-    },
-}
+SECRETS = (
+    "molecule-fleet-engine-key",
+    "molecule-fleet-bridge-key",
+    *(f"molecule-fleet-token-of-{name}" for name in ("alice", "bob", "carol")),
+)
 HOSTS = (*MODEL_HOSTS, *GATEWAYS, "dev1")
 
 pytestmark = pytest.mark.units(ENGINE, BRIDGE, DOOR)
@@ -335,17 +327,3 @@ def test_no_secret_is_in_a_diff(play: Play) -> None:
         assert "changed=0" not in recap
     for secret in [*SECRETS, *others]:
         assert secret not in done.stdout
-
-
-@pytest.mark.parametrize("name", HOSTS)
-def test_secrets_are_nowhere_but_in_their_files(guest: Guest, name: str) -> None:
-    host = guest(name)
-    for secret, places in SECRETS.items():
-        found = host.run("grep -rlsF -- %s /etc /home /opt /root /run /srv /tmp /usr/local /var", secret).stdout.split()
-        # a unit's own view of its credential
-        assert {path for path in found if not path.startswith("/run/credentials/")} == {
-            path for host_name, path in places if host_name == name
-        }
-        processes = host.check_output("cat /proc/[0-9]*/cmdline /proc/[0-9]*/environ 2>/dev/null | tr '\\0' '\\n'")
-        assert secret not in processes
-        assert secret not in host.check_output("journalctl --boot --namespace='*' --no-pager")

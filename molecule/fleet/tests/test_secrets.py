@@ -76,6 +76,20 @@ def while_asking(dev1: Host, replace: Callable[[], Done]) -> Done:
     return done
 
 
+def test_the_ca_is_replaced_while_developers_work(guest: Guest, play: Play) -> None:
+    trust = "/home/alice/.config/local-llm-fleet/local-llm-ca.pem"
+    before = guest("dev1").file(trust).content_string
+    rotate = PROJECT / "playbooks/rotate_ca.yml"
+    while_asking(guest("dev1"), lambda: play(rotate, "--extra-vars=new=ca"))
+    dev1 = guest("dev1")
+    after = dev1.file(trust).content_string
+    assert after.count("BEGIN CERTIFICATE") == before.count("BEGIN CERTIFICATE")
+    dev1.check_output("echo %s > /run/former.pem", before)
+    connect = "echo | openssl s_client -connect %s:443 -verify_return_error -CAfile %s"
+    for name in ("gateway1", "gateway2"):
+        assert [dev1.run(connect, name, file).succeeded for file in (trust, "/run/former.pem")] == [True, False]
+
+
 def test_keys_are_replaced_while_developers_work(
     guest: Guest, play: Play, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -99,20 +113,6 @@ def test_keys_are_replaced_while_developers_work(
     for name in ("model1", "model2"):
         keys_of = [FORMER["fleet_engine_key"], KEYS["fleet_engine_key"]]
         assert [guest("gateway1").check_output(curl, key, name) for key in keys_of] == ["401", "200"]
-
-
-def test_the_ca_is_replaced_while_developers_work(guest: Guest, play: Play) -> None:
-    trust = "/home/alice/.config/local-llm-fleet/local-llm-ca.pem"
-    before = guest("dev1").file(trust).content_string
-    rotate = PROJECT / "playbooks/rotate_ca.yml"
-    while_asking(guest("dev1"), lambda: play(rotate, "--extra-vars=new=ca"))
-    dev1 = guest("dev1")
-    after = dev1.file(trust).content_string
-    assert after.count("BEGIN CERTIFICATE") == before.count("BEGIN CERTIFICATE")
-    dev1.check_output("echo %s > /run/former.pem", before)
-    connect = "echo | openssl s_client -connect %s:443 -verify_return_error -CAfile %s"
-    for name in ("gateway1", "gateway2"):
-        assert [dev1.run(connect, name, file).succeeded for file in (trust, "/run/former.pem")] == [True, False]
 
 
 @pytest.mark.parametrize("name", HOSTS)

@@ -120,7 +120,7 @@ def test_the_key_is_nowhere_but_in_its_file(host: Host) -> None:
     assert host.file("/etc/vllm/credentials").mode == 0o700
     places = "/etc/vllm/*.yaml /etc/vllm/*.env /etc/systemd /opt/vllm/*/*.txt"
     assert host.run(f"grep --recursive --fixed-strings %s {places}", KEY).rc == 1
-    assert KEY not in host.check_output("cat /proc/*/cmdline | tr '\\0' '\\n'")
+    assert KEY not in host.check_output("cat /proc/[0-9]*/cmdline /proc/[0-9]*/environ 2>/dev/null | tr '\\0' '\\n'")
     assert KEY not in host.check_output("journalctl --boot --no-pager -u %s", UNIT)
 
 
