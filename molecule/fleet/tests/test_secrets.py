@@ -6,6 +6,7 @@ It leaves the fleet with other keys than its inventory has; ``molecule converge`
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -80,7 +81,8 @@ def test_the_ca_is_replaced_while_developers_work(guest: Guest, play: Play) -> N
     trust = "/home/alice/.config/local-llm-fleet/local-llm-ca.pem"
     before = guest("dev1").file(trust).content_string
     rotate = PROJECT / "playbooks/rotate_ca.yml"
-    while_asking(guest("dev1"), lambda: play(rotate, "--extra-vars=new=ca"))
+    done = while_asking(guest("dev1"), lambda: play(rotate, "--diff", "-vvv", "--extra-vars=new=ca"))
+    assert "PRIVATE KEY-----" not in done.stdout
     dev1 = guest("dev1")
     after = dev1.file(trust).content_string
     assert after.count("BEGIN CERTIFICATE") == before.count("BEGIN CERTIFICATE")
@@ -126,4 +128,9 @@ def test_secrets_are_in_their_files_and_nowhere_else(guest: Guest, name: str) ->
         KEYS["fleet_engine_key"]: [door, bridge] if is_door else [engine] if is_model else [],
         KEYS["fleet_bridge_key"]: [door] if is_door else [],
     }
-    assert misplaced(guest(name), {key: [] for key in FORMER.values()} | keys | tokens) == []
+    authority = Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"]) / "secrets/ca/ca.key"
+    pems: dict[str, list[Place]] = {authority.read_text().splitlines()[1]: []}
+    for gateway in ("gateway1", "gateway2"):
+        pem = Place("/etc/local-llm-gateway/door.pem.key", group="local-llm-gateway", mode=0o640)
+        pems[guest(gateway).file(pem.path).content_string.splitlines()[1]] = [pem] if name == gateway else []
+    assert misplaced(guest(name), {key: [] for key in FORMER.values()} | keys | tokens | pems) == []
