@@ -54,7 +54,7 @@ def search(host: Host, secrets: Iterable[str]) -> dict[str, set[str]]:
         for secret in secrets:
             if found and secret in text:
                 places[secret].add(path)
-    journal = host.run("journalctl --no-pager --output=export").stdout_bytes.decode(errors="replace")
+    journal = host.run("journalctl --namespace='*' --no-pager --output=export").stdout_bytes.decode(errors="replace")
     assert "MESSAGE=" in journal
     for secret in secrets:
         if secret in journal:
