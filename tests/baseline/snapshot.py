@@ -169,7 +169,10 @@ def parse(output: str) -> Snapshot:
             name: File(int(mode, 8), user, group, kind)
             for name, mode, user, group, kind in (line.split(maxsplit=4) for line in of("files"))
         },
-        sysctl={key.replace("/", "."): value for key, _, value in (line.partition(":") for line in of("sysctl"))},
+        # of several lines the first one: a lab's copy of a key may have the rest of a longer value behind it
+        sysctl={
+            key.replace("/", "."): value for key, _, value in (line.partition(":") for line in reversed(of("sysctl")))
+        },
         # the last one lies on top
         mounts={point: frozenset(options.split(",")) for _, point, _, options, *_ in map(str.split, of("mounts"))},
         packages=frozenset(line.split()[0] for line in of("packages") if line.endswith(" installed")),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.baseline.controls import CONTROLS
+from tests.baseline.controls import CONTROLS, Fact
 from tests.baseline.report import Result, judge, rate, side_by_side, summary, unexplained
 from tests.baseline.snapshot import File, Snapshot, parse
 
@@ -30,6 +30,7 @@ net/ipv4/conf/all/rp_filter:0
 net/ipv4/conf/default/rp_filter:1
 net/ipv6/conf/all/forwarding:0
 kernel/sysrq:0
+kernel/sysrq:8
 
 \x1emounts
 tmpfs /tmp tmpfs rw,nosuid,nodev 0 0
@@ -101,7 +102,7 @@ def test_every_control_is_there_once() -> None:
         ("os-06", "fail", "setuid or setgid is /usr/bin/mtr, wanted none"),
         ("os-07", "fail", "double uid is 0, wanted none"),
         ("os-13", "fail", "mode of /etc/cron.d is 0755, wanted none of 0066"),
-        ("os-14", "fail", "/tmp is nodev,nosuid,rw, wanted noexec"),
+        ("os-14", "fail", "/tmp is mounted without noexec, wanted mounted with noexec"),
         ("os-15", "pass", ""),
         ("package-01", "fail", "installed is xinetd, wanted none"),
         ("package-02", "pass", ""),
@@ -161,33 +162,47 @@ def test_what_is_blocked_by_modprobe() -> None:
 
 
 def test_the_rate_is_of_what_applies() -> None:
-    results = [Result("a", "A", outcome, "") for outcome in ("pass", "pass", "fail", "n/a")]
+    results = [Result("a", "A", outcome) for outcome in ("pass", "pass", "fail", "n/a")]
     assert rate(results) == pytest.approx(2 / 3)
     assert summary(results) == "2 of 3 (66.7%), 1 not applicable"
 
 
+RP_FILTER = ("net.ipv4.conf.all.rp_filter", "net.ipv4.conf.default.rp_filter")
+IS_1 = Fact("it", "1", "0", False)
+
+
 def test_the_table_says_what_the_last_host_lacks() -> None:
-    table = side_by_side({"fresh": [Result("a", "A", "fail", "is 1")], "hardened": [Result("a", "A", "pass", "")]})
-    assert table.splitlines()[1].split() == ["a", "fail", "pass", "A"]
-    assert table.splitlines()[2:] == [
-        "fresh: 0 of 1 (0.0%), 0 not applicable",
-        "hardened: 1 of 1 (100.0%), 0 not applicable",
+    other = Result("b", "B", "fail", (IS_1,))
+    table = side_by_side({"fresh": [other, other], "hardened": [Result("a", "A", "pass"), other]})
+    assert [line.split() for line in table.splitlines()[:2]] == [["fresh", "hardened"], ["a", "fail", "pass", "A"]]
+    assert table.splitlines()[2].endswith("B: it is 1, wanted 0")
+    assert table.splitlines()[3:] == [
+        "fresh: 0 of 2 (0.0%), 0 not applicable",
+        "hardened: 1 of 2 (50.0%), 0 not applicable",
     ]
 
 
 def test_an_exception_too_many_is_as_wrong_as_one_too_few(tmp_path: Path) -> None:
     exceptions = tmp_path / "exceptions.yml"
-    exceptions.write_text("fail: {a: because, b: because, z: because}\nnot_applicable: {c: because}\n")
+    because = "{found: [it is 1], why: because}"
+    exceptions.write_text(f"fail: {{a: {because}, b: {because}, z: {because}}}\nnot_applicable: {{c: because}}\n")
     results = [
-        Result("a", "A", "fail", "is 1"),
-        Result("b", "B", "pass", ""),
-        Result("c", "C", "n/a", ""),
-        Result("d", "D", "fail", "is 2"),
-        Result("e", "E", "n/a", "nothing there"),
+        Result("a", "A", "fail", (IS_1,)),
+        Result("b", "B", "pass"),
+        Result("c", "C", "n/a", reason="nothing there"),
+        Result("d", "D", "fail", (IS_1,)),
+        Result("e", "E", "n/a", reason="nothing there"),
     ]
     assert unexplained(results, exceptions) == [
-        "b (B): pass, explained as fail.",
-        "d (D): fail, explained as pass. is 2",
-        "e (E): n/a, explained as pass. nothing there",
+        "b (B): pass, explained: fail.",
+        "d (D): fail, explained: pass. it is 1, wanted 0",
+        "e (E): n/a, explained: pass. nothing there",
         "z: no such control",
     ]
+
+
+def test_an_explained_control_fails_only_as_it_is_explained() -> None:
+    loose = judge(replace(HOST, sysctl=dict.fromkeys(RP_FILTER, "2")))
+    off = judge(replace(HOST, sysctl=dict.fromkeys(RP_FILTER, "0")))
+    assert not [line for line in unexplained(loose) if line.startswith("sysctl-02 ")]
+    assert len([line for line in unexplained(off) if line.startswith("sysctl-02 ")]) == 1
