@@ -10,5 +10,5 @@ ssh-baseline 2.8.1 (Apache-2.0); the code is our own, and nothing has to be inst
     assert report.rate(after) >= 0.95
     assert not report.unexplained(after)
 
-By hand, from the top folder: ``python -m tests.baseline.report ssh://root@HOST``.
+By hand, from the top folder: ``python -m tests.baseline.report "ssh://HOST?sudo=true"``.
 """
