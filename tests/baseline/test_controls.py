@@ -9,7 +9,7 @@ import pytest
 
 from tests.baseline.controls import CONTROLS, Fact
 from tests.baseline.report import Result, judge, rate, side_by_side, summary, unexplained
-from tests.baseline.snapshot import File, Snapshot, parse
+from tests.baseline.snapshot import PATHS, File, Snapshot, parse
 
 # What the command prints, in short.
 OUTPUT = """
@@ -149,6 +149,29 @@ def test_a_host_with_nothing_fails_what_it_lacks() -> None:
     outcomes = {result.id: result.outcome for result in judge(Snapshot())}
     assert outcomes["os-03"] == outcomes["package-08"] == outcomes["sysctl-05"] == "fail"
     assert outcomes["sshd-01"] == outcomes["ssh-01"] == outcomes["sysctl-22"] == "n/a"
+
+
+def test_every_control_can_fail() -> None:
+    """On a host of the worst kind, with an OpenSSH so old that all options are there."""
+    setuid = File(0o6777, "games", "games", "regular file")
+    worst = Snapshot(
+        files={path: setuid for path in PATHS if path != "/sys/firmware/efi"},
+        sysctl={"net.ipv6.conf.all.forwarding": "1", "fs.suid_dumpable": "2", "kernel.core_pattern": "core"},
+        mounts={"/boot": frozenset()},
+        packages=frozenset({"xinetd", "telnetd", "rsh-server", "ypserv", "tftp-server", "prelink"}),
+        passwd=(("root", "hash", "0"), ("twin", "x", "0")),
+        path=".",
+        rhosts=("/root/.rhosts",),
+        vulnerabilities={"meltdown": "Vulnerable"},
+        openssh=(5, 3),
+        ssh={"port": ("2222",)},
+        sshd={"listenaddress": ("0.0.0.0:22",), "hostkey": ("/etc/ssh/ssh_host_rsa_key", "/tmp/key")},
+        sshd_processes=("sshd -D -oCiphers=none",),
+        small_moduli=("1023",),
+    )
+    results = judge(worst)
+    assert [result.id for result in results if result.outcome != "fail"] == ["os-05b", "sysctl-31a"]
+    assert of(replace(worst, sysctl={"fs.suid_dumpable": "1"}), "sysctl-31a").outcome == "fail"
 
 
 def test_what_is_blocked_by_modprobe() -> None:
