@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -17,7 +18,8 @@ module: hardening_preflight
 short_description: What would keep the host from being hardened, and what has to be known of it
 description:
   - Reads the input, the host's system, sshd's configuration, and how this run came in. Changes nothing.
-  - Returns C(container), C(sshd), C(kex), which key exchanges sshd knows, and C(time), which service sets the clock.
+  - Returns C(container), C(machine), C(efi), C(networks), in how many the host is, C(sshd), C(kex), which key exchanges it
+    knows, and C(time), which service sets the clock.
 author: local-llm-fleet
 options:
   ssh:
@@ -107,6 +109,12 @@ def sshd_problems(params: dict[str, Any]) -> Iterator[str]:
         yield str(error)
 
 
+def networks() -> int:
+    """How many interfaces have an address by which others reach it."""
+    shown = run("/usr/sbin/ip", "-json", "-4", "address", "show", "scope", "global").stdout
+    return len([entry for entry in json.loads(shown or "[]") if entry.get("addr_info")])
+
+
 def clock() -> str:
     """The service that sets the clock, or will."""
     return next((name for name, program in CLOCKS.items() if Path(program).exists()), "systemd-timesyncd")
@@ -135,6 +143,9 @@ def main() -> None:
     module.exit_json(
         changed=False,
         container=run("/usr/bin/systemd-detect-virt", "--quiet", "--container").returncode == 0,
+        machine=os.uname().machine,
+        efi=Path("/sys/firmware/efi").exists(),
+        networks=networks(),
         sshd=sshd,
         kex=run("/usr/bin/ssh", "-Q", "kex").stdout.split() if sshd else [],
         time=clock(),

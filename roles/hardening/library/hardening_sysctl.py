@@ -10,8 +10,8 @@ from ansible.module_utils.hardening_memory import (
     HardeningError,
     Topic,
     diff,
-    must,
     remember_file,
+    run,
     sysctl_path,
     sysctl_read,
     undo_sysctl,
@@ -36,7 +36,7 @@ options:
     required: true
 """
 
-LOAD = "/usr/lib/systemd/systemd-sysctl"
+SYSCTL = "/usr/sbin/sysctl"
 
 
 def wanted_values(content: str) -> dict[str, str]:
@@ -94,11 +94,11 @@ def work(module: AnsibleModule) -> None:
         topic.sysctl[name] = [topic.sysctl[name][0] if name in topic.sysctl else now[name], value]
     topic.save()
     write(path, content, 0o644)
-    must(f"{LOAD} {path}")
+    loaded = run(SYSCTL, "--quiet", f"--load={path}")
     refused = {name: value for name, value in wanted.items() if readable(name) != value}
     if refused:
         shown = ", ".join(f"{name} is {readable(name)}, not {value}" for name, value in sorted(refused.items()))
-        raise HardeningError(f"the kernel does not take it: {shown}. Set hardening_sysctl_set to what it takes")
+        raise HardeningError(f"the kernel does not take it: {shown}. {loaded.stderr.strip()} Set hardening_sysctl_set to what it takes")
     module.exit_json(changed=True, diff=diffs)
 
 
