@@ -25,7 +25,8 @@ options:
 """
 
 NO_SHELL = "/usr/sbin/nologin"
-# Programs that end at once, and root.
+KEY_FILES = ("authorized_keys", "authorized_keys2")
+# Programs that end at once.
 KEPT_SHELLS = {NO_SHELL, "/sbin/nologin", "/bin/false", "/usr/bin/false", "/bin/sync", "/usr/bin/sync"}
 
 
@@ -44,8 +45,9 @@ def wanted_changes(keep: list[str]) -> dict[str, dict[str, tuple[str, str]]]:
     human = first_human()
     changes: dict[str, dict[str, tuple[str, str]]] = {}
     for entry in pwd.getpwall():
-        comes_in = any((Path(entry.pw_dir) / ".ssh" / name).exists() for name in ("authorized_keys", "authorized_keys2"))
-        if 0 < entry.pw_uid < human and entry.pw_shell not in KEPT_SHELLS and entry.pw_name not in keep and not comes_in:
+        kept = entry.pw_name in keep or entry.pw_shell in KEPT_SHELLS
+        comes_in = any((Path(entry.pw_dir) / ".ssh" / name).exists() for name in KEY_FILES)
+        if 0 < entry.pw_uid < human and not kept and not comes_in:
             changes.setdefault(entry.pw_name, {})["shell"] = (entry.pw_shell, NO_SHELL)
     for line in Path("/etc/shadow").read_text().splitlines():
         name, password = line.split(":")[:2]

@@ -11,15 +11,24 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.hardening_memory import HardeningError, run
-from ansible.module_utils.hardening_sshd import DROP_IN, FOLDER, MAIN, SSHD, effective, lockout_problems, method, session
+from ansible.module_utils.hardening_sshd import (
+    DROP_IN,
+    FOLDER,
+    MAIN,
+    SSHD,
+    effective,
+    lockout_problems,
+    method,
+    session,
+)
 
 DOCUMENTATION = r"""
 module: hardening_preflight
 short_description: What would keep the host from being hardened, and what has to be known of it
 description:
   - Reads the input, the host's system, sshd's configuration, and how this run came in. Changes nothing.
-  - Returns C(container), C(machine), C(efi), C(networks), in how many the host is, C(sshd), C(kex), which key exchanges it
-    knows, and C(time), which service sets the clock.
+  - Returns C(container), C(machine), C(efi), C(networks), in how many the host is, C(sshd), C(kex), which key exchanges
+    it knows, and C(time), which service sets the clock.
 author: local-llm-fleet
 options:
   ssh:
@@ -68,10 +77,14 @@ def host_problems() -> Iterator[str]:
         yield "This does not run as root; set become: true"
     if not Path("/run/systemd/system").is_dir():
         first = Path("/proc/1/comm").read_text().strip()
-        yield f"systemd does not run on this host (the first process is {first}), and sshd, the journal and audit are set through it"
+        yield (
+            f"systemd does not run on this host (the first process is {first}), and sshd, the journal and audit are "
+            "set through it"
+        )
     fields = dict(re.findall(r'^(\w+)="?([^"\n]*)', Path("/etc/os-release").read_text(), re.MULTILINE))
     if fields.get("VERSION_ID") not in RELEASES.get(fields.get("ID", ""), []):
-        yield f"This host has {fields.get('PRETTY_NAME', 'an unknown system')}; what is set is known for Debian 12 and 13 only"
+        system = fields.get("PRETTY_NAME", "an unknown system")
+        yield f"This host has {system}; what is set is known for Debian 12 and 13 only"
 
 
 def input_problems(params: dict[str, Any]) -> Iterator[str]:
@@ -94,7 +107,10 @@ def sshd_problems(params: dict[str, Any]) -> Iterator[str]:
     text = MAIN.read_text()
     include = re.search(wanted, text)
     if not include or re.search(r"(?m)^\s*[^#\s]", text[: include.start()]):
-        yield f"{MAIN} does not begin with `Include {FOLDER}/*.conf`, as Debian's does; put it there, or set hardening_ssh: false"
+        yield (
+            f"{MAIN} does not begin with `Include {FOLDER}/*.conf`, as Debian's does; put it there, or set "
+            "hardening_ssh: false"
+        )
         return
     if earlier := sorted(path.name for path in FOLDER.glob("*.conf") if path.name < DROP_IN.name):
         yield f"{FOLDER}/{earlier[0]} comes before {DROP_IN.name}, and what comes first counts; give it another name"

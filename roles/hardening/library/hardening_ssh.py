@@ -13,8 +13,8 @@ DOCUMENTATION = r"""
 module: hardening_ssh
 short_description: sshd's drop-in, tried before it is kept
 description:
-  - V(tried) looks at the configuration with C(sshd -T), arms a timer that restores the drop-in as it is now, writes the new
-    one and reloads sshd. If it is in place already, it does nothing.
+  - V(tried) looks at the configuration with C(sshd -T), arms a timer that restores the drop-in as it is now, writes the
+    new one and reloads sshd. If it is in place already, it does nothing.
   - V(kept) ends the timer.
 author: local-llm-fleet
 options:
@@ -94,7 +94,9 @@ def try_it(module: AnsibleModule, content: str, seconds: int) -> None:
     argv = ["systemd-run", "--quiet", "--collect", "--service-type=oneshot", f"--unit={ROLLBACK}"]
     argv += [f"--on-active={seconds}", "--timer-property=AccuracySec=1s", "--description=Restore sshd as it was before"]
     if (armed := run(*argv, "sh", "-c", UNDO)).returncode != 0:
-        raise HardeningError(f"the timer that would undo it cannot be started, so nothing was changed: {armed.stderr.strip()}")
+        raise HardeningError(
+            f"the timer that would undo it cannot be started, so nothing was changed: {armed.stderr.strip()}"
+        )
     write(DROP_IN, content, 0o600)
     must(RELOAD)
     module.exit_json(changed=True, diff=diff(str(DROP_IN), now, content))
@@ -111,8 +113,8 @@ def keep_it(module: AnsibleModule, content: str, seconds: int) -> None:
     end_timer()
     if not DROP_IN.exists() or DROP_IN.read_text() != content:
         module.fail_json(
-            msg=f"The host had gone back to the former sshd_config before this was done, after {seconds} s. Run it again "
-            "with more time: hardening_rollback_s"
+            msg=f"The host had gone back to the former sshd_config before this was done, after {seconds} s. Run it "
+            "again with more time: hardening_rollback_s"
         )
     shutil.rmtree(RUN)
     module.exit_json(changed=True)

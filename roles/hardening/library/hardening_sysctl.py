@@ -59,7 +59,8 @@ def wanted_values(content: str) -> dict[str, str]:
 def readable(name: str) -> str:
     """A parameter's value, or nothing if it is for writing only."""
     try:
-        return sysctl_read(PROC_SYS / name)
+        value: str = sysctl_read(PROC_SYS / name)
+        return value
     except OSError:
         return ""
 
@@ -98,7 +99,9 @@ def work(module: AnsibleModule) -> None:
     refused = {name: value for name, value in wanted.items() if readable(name) != value}
     if refused:
         shown = ", ".join(f"{name} is {readable(name)}, not {value}" for name, value in sorted(refused.items()))
-        raise HardeningError(f"the kernel does not take it: {shown}. {loaded.stderr.strip()} Set hardening_sysctl_set to what it takes")
+        raise HardeningError(
+            f"the kernel does not take it: {shown}. {loaded.stderr.strip()} Set hardening_sysctl_set to what it takes"
+        )
     module.exit_json(changed=True, diff=diffs)
 
 

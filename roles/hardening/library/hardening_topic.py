@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import grp
 import pwd
 import shutil
@@ -175,8 +174,7 @@ class Work:
         self.diffs.append(change)
         if self.check:
             return False
-        if not self.topic.pending:
-            self.topic.pending = True
+        self.topic.pending = True
         self.topic.save()  # before the change: what is not remembered cannot be put back
         return True
 
@@ -265,23 +263,25 @@ class Work:
     def forget(self, params: dict[str, Any], paths: set[str]) -> None:
         """Put back what this run does not want any more."""
         topic = self.topic
-        gone: list[tuple[dict[str, Any], str, Any]] = []
-        files = {entry["path"] for entry in params["files"]}
-        lines = {f"{entry['path']}\n{entry['match']}" for entry in params["lines"]}
-        options = {option_key(entry) for entry in params["options"]}
-        gone += [(topic.files, key, undo_file(key, entry, self.check)) for key, entry in topic.files.items() if key not in files]
-        gone += [(topic.lines, key, undo_line(entry, self.check)) for key, entry in topic.lines.items() if key not in lines]
-        gone += [
-            (topic.options, key, undo_option(entry, self.check))
-            for key, entry in topic.options.items()
-            if key not in options
-        ]
-        gone += [(topic.modes, key, undo_mode(key, entry, self.check)) for key, entry in topic.modes.items() if key not in paths]
-        for memory, key, changes in gone:
-            self.diffs += changes
-            del memory[key]
-        if gone and not self.check:
-            topic.pending = True
+        wanted = {
+            "files": {entry["path"] for entry in params["files"]},
+            "lines": {f"{entry['path']}\n{entry['match']}" for entry in params["lines"]},
+            "options": {option_key(entry) for entry in params["options"]},
+            "modes": paths,
+        }
+        ways = {
+            "files": undo_file,
+            "lines": lambda _, entry, check: undo_line(entry, check),
+            "options": lambda _, entry, check: undo_option(entry, check),
+            "modes": undo_mode,
+        }
+        for kind, way in ways.items():
+            memory: dict[str, Any] = getattr(topic, kind)
+            for key in [key for key in memory if key not in wanted[kind]]:
+                if not self.check:
+                    topic.pending = True
+                self.diffs += way(key, memory.pop(key), self.check)
+        if topic.pending:
             topic.save()
 
     def unit(self, name: str, container: bool) -> None:
@@ -295,9 +295,15 @@ class Work:
             return
         if "enable" in want and enabled == "disabled" and name not in self.topic.units:
             self.topic.units.append(name)
-        if self.changing(diff(name, f"{enabled or 'not installed'}, {active}\n", f"enabled, {'not started: a container' if container else 'active'}\n")):
+        after = "enabled, not started: a container\n" if container else "enabled, active\n"
+        if self.changing(diff(name, f"{enabled or 'not installed'}, {active}\n", after)):
             for verb in want:
                 must(f"/usr/bin/systemctl {verb} --quiet {name}")
+
+
+def found(pattern: str) -> list[str]:
+    """The files that a pattern means."""
+    return sorted(str(path) for path in Path("/").glob(pattern.lstrip("/")))
 
 
 def option_key(entry: dict[str, Any]) -> str:
@@ -330,7 +336,7 @@ def work(module: AnsibleModule) -> list[Diff]:
     """
     params, doing = module.params, Work(module)
     topic = doing.topic
-    paths = {path: wanted for wanted in params["modes"] for path in sorted(glob.glob(wanted["path"]))}
+    paths = {path: wanted for wanted in params["modes"] for path in found(wanted["path"])}
     doing.forget(params, set(paths))
     if not doing.check:
         topic.apply, topic.undo = params["apply"], params["undo"]

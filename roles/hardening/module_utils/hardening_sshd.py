@@ -1,4 +1,4 @@
-"""What sshd would do with a configuration that is not yet in use, and whether this session's user would still get in."""
+"""What sshd would do with a configuration that is not in use yet, and whether this session's user gets in again."""
 
 from __future__ import annotations
 
@@ -58,7 +58,16 @@ def session() -> Session | None:
 
 def method(came: Session) -> str | None:
     """How the session proved who it is, from sshd's log: V(publickey), V(password); nothing if the log does not say."""
-    argv = ["/usr/bin/journalctl", "--quiet", "--output=cat", f"--lines={JOURNAL_LINES}", "-t", "sshd", "-t", "sshd-session"]
+    argv = [
+        "/usr/bin/journalctl",
+        "--quiet",
+        "--output=cat",
+        f"--lines={JOURNAL_LINES}",
+        "-t",
+        "sshd",
+        "-t",
+        "sshd-session",
+    ]
     pattern = rf"^Accepted (\S+) for {re.escape(came.user)} from \S+ port {came.client_port} "
     found = re.findall(pattern, run(*argv).stdout, re.MULTILINE)
     return found[-1].partition("/")[0] if found else None
@@ -88,10 +97,15 @@ def effective(drop_in: str, came: Session | None) -> dict[str, list[str]]:
         Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # sshd wants it even for a look
         argv = [SSHD, "-T", "-f", str(main)]
         if came:
-            argv += ["-C", f"user={came.user},host={came.client},addr={came.client},laddr={came.server},lport={came.server_port}"]
+            argv += [
+                "-C",
+                f"user={came.user},host={came.client},addr={came.client},laddr={came.server},lport={came.server_port}",
+            ]
         shown = run(*argv)
         if shown.returncode != 0:
-            raise HardeningError(f"sshd does not take the configuration: {shown.stderr.strip().replace(name, str(ETC))}")
+            raise HardeningError(
+                f"sshd does not take the configuration: {shown.stderr.strip().replace(name, str(ETC))}"
+            )
     values: dict[str, list[str]] = {}
     for line in shown.stdout.splitlines():
         keyword, _, value = line.partition(" ")
@@ -117,8 +131,8 @@ def has_key(user: str, config: dict[str, list[str]]) -> bool:
         if config.get(keyword, ["none"]) != ["none"]:
             return True
     entry = pwd.getpwnam(user)
+    tokens = {"%h": entry.pw_dir, "%u": user, "%U": str(entry.pw_uid), "%%": "%"}
     for word in " ".join(config.get("authorizedkeysfile", [])).split():
-        tokens = {"%h": entry.pw_dir, "%u": user, "%U": str(entry.pw_uid), "%%": "%"}
         path = re.sub(r"%[huU%]", lambda token: tokens[token[0]], word)
         try:
             if re.search(r"^\s*[^#\s]", (Path(entry.pw_dir) / path).read_text(), re.MULTILINE):
@@ -139,13 +153,14 @@ def lockout_problems(came: Session, how: str | None, config: dict[str, list[str]
     user, groups = came.user, groups_of(came.user)
     if how not in (None, "publickey"):
         yield (
-            f"This run came in as {user} by {how}, and with hardening_ssh only keys are let in. Give {user} a key on this host "
-            "(ssh-copy-id), and run it with that"
+            f"This run came in as {user} by {how}, and with hardening_ssh only keys are let in. Give {user} a key on "
+            "this host (ssh-copy-id), and run it with that"
         )
     elif not has_key(user, config):
+        files = " ".join(config.get("authorizedkeysfile", []))
         yield (
-            f"{user}, as whom this run came in, has no key in {' or '.join(config.get('authorizedkeysfile', []))} on this "
-            "host, and with hardening_ssh only keys are let in. Give it one (ssh-copy-id)"
+            f"{user}, as whom this run came in, has no key on this host ({files}), and with hardening_ssh only keys "
+            "are let in. Give it one (ssh-copy-id)"
         )
     root = config.get("permitrootlogin", [""])[0]
     if user == "root" and root in ("no", "forced-commands-only"):
@@ -156,10 +171,11 @@ def lockout_problems(came: Session, how: str | None, config: dict[str, list[str]
     for keyword, names, what in (("allowgroups", groups, "groups"), ("allowusers", {user}, "users")):
         if keyword in config and not matches(names, config[keyword]):
             yield (
-                f"sshd would let in only the {what} {', '.join(config[keyword])}, and {user}, as whom this run came in, is not "
-                f"among them (its groups: {', '.join(sorted(groups))}). Add it to one, or change "
+                f"sshd would let in only the {what} {', '.join(config[keyword])}, and {user}, as whom this run came "
+                f"in, is not among them (its groups: {', '.join(sorted(groups))}). Add it to one, or change "
                 f"{'hardening_ssh_allow_groups' if what == 'groups' else 'AllowUsers in /etc/ssh'}"
             )
     for keyword, names in (("denygroups", groups), ("denyusers", {user})):
         if keyword in config and matches(names, config[keyword]):
-            yield f"sshd's {keyword} ({', '.join(config[keyword])}) has {user}, as whom this run came in. Change it in /etc/ssh"
+            refused = ", ".join(config[keyword])
+            yield f"sshd's {keyword} ({refused}) has {user}, as whom this run came in. Change it in /etc/ssh"
