@@ -119,5 +119,5 @@ def test_a_file_of_sysctl_sets_what_the_kernel_has(tmp_path: Path, monkeypatch: 
 
 def test_a_file_that_its_program_does_not_take_is_not_used() -> None:
     hardening_topic.validate("grep --quiet right %s", Path("/etc/x"), "right\n")
-    with pytest.raises(memory.HardeningError, match="`grep right .*/x` failed"):
+    with pytest.raises(memory.HardeningError, match=r"`grep right .*/x` failed"):
         hardening_topic.validate("grep right %s", Path("/etc/x"), "wrong\n")
