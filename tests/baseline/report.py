@@ -109,7 +109,7 @@ def side_by_side(hosts: Mapping[str, list[Result]]) -> str:
     return "\n".join([*lines, *(f"{name}: {summary(results)}" for name, results in hosts.items())])
 
 
-def unexplained(results: Iterable[Result], exceptions: Path = EXCEPTIONS) -> list[str]:
+def unexplained(results: Iterable[Result], exceptions: Path = EXCEPTIONS, also: str = "fail") -> list[str]:
     """Where the results differ from the exceptions that are explained.
 
     An exception too many is as wrong as one too few, and a control that is explained may fail only as is written there.
@@ -117,16 +117,18 @@ def unexplained(results: Iterable[Result], exceptions: Path = EXCEPTIONS) -> lis
     Args:
         results: a host's.
         exceptions: a file of the reasons, by outcome and id.
+        also: another part of it with controls that may fail.
 
     Returns:
         A line for each difference; none is as it should be.
     """
     explained = yaml.safe_load(exceptions.read_text())
-    outcomes = dict.fromkeys(explained["fail"], "fail") | dict.fromkeys(explained["not_applicable"], "n/a")
+    may_fail = explained["fail"] | explained[also]
+    outcomes = dict.fromkeys(may_fail, "fail") | dict.fromkeys(explained["not_applicable"], "n/a")
     lines = []
     for result in results:
         outcome = outcomes.pop(result.id, "pass")
-        known = explained["fail"][result.id]["found"] if outcome == "fail" else []
+        known = may_fail[result.id]["found"] if outcome == "fail" else []
         if result.outcome != outcome or any(str(fact) not in known for fact in result.failed):
             lines.append(
                 f"{result.id} ({result.title}): {result.outcome}, explained: {outcome}. {result.found}".strip()
