@@ -74,6 +74,11 @@ def over_ssh(guest: Guest, play: Play, tmp_path: Path) -> Play:
     return run
 
 
+def said(done: subprocess.CompletedProcess[str]) -> str:
+    """What Ansible says, without its folding of lines."""
+    return " ".join((done.stdout + done.stderr).split())
+
+
 def recap(done: subprocess.CompletedProcess[str]) -> dict[str, dict[str, int]]:
     """What Ansible counts, by host."""
     lines = re.findall(r"^(\S+)\s+: (ok=.*)$", done.stdout, re.MULTILINE)
@@ -118,8 +123,11 @@ def test_a_key_lets_in_whatever_has_become_of_the_password(guest: Guest, name: s
 
 @pytest.mark.parametrize("name", HARDENED)
 def test_weak_algorithms_are_refused(guest: Guest, name: str) -> None:
-    for option in ("Ciphers=aes128-cbc", "MACs=hmac-sha1", "KexAlgorithms=diffie-hellman-group14-sha1"):
-        assert "no matching" in ssh(guest, "deploy", name, "-o", option).stderr.lower()
+    weak = ("Ciphers=aes128-cbc", "MACs=hmac-sha1", "KexAlgorithms=diffie-hellman-group14-sha1")
+    for option in weak:
+        # A cipher without a MAC of its own; of two options the first counts.
+        refused = ssh(guest, "deploy", name, "-o", option, "-o", "Ciphers=aes128-ctr")
+        assert "no matching" in refused.stderr, refused.stderr
 
 
 def test_a_run_that_would_plainly_lock_itself_out_is_refused(guest: Guest, over_ssh: Play) -> None:
@@ -127,7 +135,7 @@ def test_a_run_that_would_plainly_lock_itself_out_is_refused(guest: Guest, over_
     done = over_ssh(hardening_ssh_allow_groups=["games"])
     assert done.returncode == 2
     words = "sshd would let in only the groups games, and deploy, as whom this run came in, is not among"
-    assert done.stdout.replace("\n", " ").replace("        ", "").count(words) >= 1, done.stdout
+    assert said(done).count(words) >= len(HARDENED), done.stdout
     assert all(counts["changed"] == 0 for counts in recap(done).values())
     assert [guest(name).file(DROP_IN).content for name in HARDENED] == before
 
@@ -135,14 +143,14 @@ def test_a_run_that_would_plainly_lock_itself_out_is_refused(guest: Guest, over_
 def test_a_run_as_root_is_not_told_to_shut_root_out(over_ssh: Play) -> None:
     done = over_ssh(hosts=["debian12"], user="root", hardening_level="strict")
     assert done.returncode == 2
-    assert "This run came in as root, and hardening_ssh_root_login is 'no'" in done.stdout
+    assert "This run came in as root, and hardening_ssh_root_login is 'no'" in said(done).replace("''", "'")
     assert recap(done)["debian12"]["changed"] == 0
 
 
 def test_a_run_that_came_in_by_password_is_refused(guest: Guest, over_ssh: Play) -> None:
     done = over_ssh(hosts=["fresh"], password="molecule-deploy-password")  # noqa: S106 - of a guest
     assert done.returncode == 2, done.stdout
-    assert "This run came in as deploy by password" in done.stdout
+    assert "This run came in as deploy by password" in said(done)
     assert not guest("fresh").file("/var/lib/local-llm-hardening").exists
 
 
@@ -153,8 +161,8 @@ def test_what_sshd_does_not_take_is_never_used(guest: Guest, over_ssh: Play) -> 
     try:
         done = over_ssh(hosts=["debian12"], hardening_ssh_forwarding=True)
         assert done.returncode == 2
-        assert "sshd does not take this configuration, so nothing was changed" in done.stdout
-        assert "Bad configuration option: Nonsense" in done.stdout
+        assert "sshd does not take this configuration, so nothing was changed" in said(done)
+        assert "Bad configuration option: Nonsense" in said(done)
         assert host.file(DROP_IN).content == before
     finally:
         host.check_output("rm /etc/ssh/sshd_config.d/50-admin.conf")
@@ -169,14 +177,14 @@ def test_a_lockout_undoes_itself(guest: Guest, over_ssh: Play) -> None:
         ansible_python_interpreter="/usr/local/bin/python3-of-no-session",
     )
     assert done.returncode == 2
-    assert done.stdout.count("has gone back to the former one by itself") == len(HARDENED), done.stdout
-    assert "Permission denied" in done.stdout
+    assert said(done).count("has gone back to the former one by itself") >= len(HARDENED), done.stdout
+    assert "Permission denied" in said(done)
     assert [guest(name).file(DROP_IN).content for name in HARDENED] == before
     # The next run, by the same ssh, says so, once.
     again = over_ssh()
     assert again.returncode == 0, again.stdout
     assert all(counts["changed"] == 0 for counts in recap(again).values()), again.stdout
-    assert "The sshd_config of an earlier run was undone" in again.stdout + again.stderr
+    assert "The sshd_config of an earlier run was undone" in said(again)
     for name in HARDENED:
         assert not guest(name).file("/run/local-llm-hardening").exists
 

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.hardening_memory import HardeningError, Topic, diff, run
+from ansible.module_utils.hardening_memory import LOCKED, HardeningError, Topic, diff, run
 
 DOCUMENTATION = r"""
 module: hardening_accounts
@@ -24,10 +24,9 @@ options:
     required: true
 """
 
-NO_SHELL = "/usr/sbin/nologin"
 KEY_FILES = ("authorized_keys", "authorized_keys2")
 # Programs that end at once.
-KEPT_SHELLS = {NO_SHELL, "/sbin/nologin", "/bin/false", "/usr/bin/false", "/bin/sync", "/usr/bin/sync"}
+KEPT_SHELLS = {LOCKED["shell"], "/sbin/nologin", "/bin/false", "/usr/bin/false", "/bin/sync", "/usr/bin/sync"}
 
 
 def first_human() -> int:
@@ -48,11 +47,11 @@ def wanted_changes(keep: list[str]) -> dict[str, dict[str, tuple[str, str]]]:
         kept = entry.pw_name in keep or entry.pw_shell in KEPT_SHELLS
         comes_in = any((Path(entry.pw_dir) / ".ssh" / name).exists() for name in KEY_FILES)
         if 0 < entry.pw_uid < human and not kept and not comes_in:
-            changes.setdefault(entry.pw_name, {})["shell"] = (entry.pw_shell, NO_SHELL)
+            changes.setdefault(entry.pw_name, {})["shell"] = (entry.pw_shell, LOCKED["shell"])
     for line in Path("/etc/shadow").read_text().splitlines():
         name, password = line.split(":")[:2]
         if not password:
-            changes.setdefault(name, {})["password"] = ("", "!")
+            changes.setdefault(name, {})["password"] = ("", LOCKED["password"])
     return changes
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 MEMORY = Path("/var/lib/local-llm-hardening")
 PROC_SYS = Path("/proc/sys")
+LOCKED = {"shell": "/usr/sbin/nologin", "password": "!"}  # by which nobody logs in
 
 Diff = dict[str, str]
 
@@ -228,16 +229,15 @@ def undo(topic: Topic, check_mode: bool) -> Iterator[Diff | str]:
     for name, (old, new) in topic.sysctl.items():
         yield from undo_sysctl(name, old, new, check_mode)
     for name, entry in topic.accounts.items():
-        yield diff(f"account {name}", "changed by this role\n", "".join(f"{k}: {v}\n" for k, v in entry.items()))
-        if not check_mode and run("/usr/bin/getent", "passwd", name).returncode == 0:
-            undo_account(name, entry)
+        yield from undo_account(name, entry, check_mode)
+    if not check_mode:
+        for command in topic.apply:
+            must(command)
     for unit in topic.units:
         yield diff(unit, "enabled\n", "disabled\n")
         if not check_mode:
             must(f"/usr/bin/systemctl disable --quiet --now {unit}")
     if not check_mode:
-        for command in topic.apply:
-            must(command)
         topic.path.unlink(missing_ok=True)
 
 
@@ -297,11 +297,19 @@ def undo_sysctl(name: str, old: str, new: str, check_mode: bool) -> Iterator[Dif
             yield f"{name} stays {new} until the host starts again ({error.strerror})"
 
 
-def undo_account(name: str, entry: dict[str, str]) -> None:
-    """Give an account what it had."""
+def undo_account(name: str, entry: dict[str, str], check_mode: bool) -> Iterator[Diff]:
+    """Give an account what it had, unless it is gone, or somebody has given it something else since.
+
+    Raises:
+        HardeningError: usermod does not do it.
+    """
+    found = [run("/usr/bin/getent", database, name).stdout.strip().split(":") for database in ("passwd", "shadow")]
+    now = {"shell": found[0][-1], "password": found[1][1] if len(found[1]) > 1 else ""}
     for key, value in entry.items():
-        flag = {"shell": "--shell", "password": "--password"}[key]
-        if (ran := run("/usr/sbin/usermod", flag, value, name)).returncode != 0:
+        if now[key] != LOCKED[key]:
+            continue
+        yield diff(f"{key} of {name}", f"{now[key]}\n", f"{value}\n")
+        if not check_mode and (ran := run("/usr/sbin/usermod", f"--{key}", value, name)).returncode != 0:
             raise HardeningError(f"the account {name} cannot be changed: {ran.stderr.strip()}")
 
 
