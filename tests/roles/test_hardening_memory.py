@@ -60,7 +60,8 @@ def topic(**fields: Any) -> memory.Topic:
 
 
 def test_everything_is_put_back(tmp_path: Path) -> None:
-    ours, theirs, mode = tmp_path / "ours", tmp_path / "theirs", tmp_path / "mode"
+    ours, theirs, mode = tmp_path / "new" / "ours", tmp_path / "theirs", tmp_path / "mode"
+    ours.parent.mkdir()
     theirs.write_text("before\n")
     theirs.chmod(0o640)
     remembered = memory.remember_file(theirs)
@@ -72,6 +73,7 @@ def test_everything_is_put_back(tmp_path: Path) -> None:
     new = memory.mode_of(mode)
     made = topic(
         files={str(ours): None, str(theirs): remembered},
+        folders=[str(ours.parent)],
         modes={str(mode): {"old": new | {"mode": 0o644}, "new": new, "override": False}},
         sysctl={"kernel/sysrq": ["438", "0"], "kernel/gone": ["1", "0"]},
     )
@@ -79,7 +81,7 @@ def test_everything_is_put_back(tmp_path: Path) -> None:
     assert ours.exists()
     assert made.path.exists()
     assert len(list(memory.undo(made, check_mode=False))) == 4
-    assert not ours.exists()
+    assert not ours.parent.exists()
     assert theirs.read_text() == "before\n"
     assert theirs.stat().st_mode & 0o777 == 0o640
     assert mode.stat().st_mode & 0o777 == 0o644

@@ -118,7 +118,7 @@ def test_a_key_lets_in_whatever_has_become_of_the_password(guest: Guest, name: s
     host = guest(name)
     host.check_output("chage --lastday 2020-01-01 --maxdays 60 alice")
     assert ssh(guest, "alice", name).stdout.strip() == "alice"
-    host.check_output("chage --lastday -1 --maxdays 99999 alice")
+    host.check_output("chage --lastday -1 --maxdays 99999 --mindays 0 --warndays 7 alice")
 
 
 @pytest.mark.parametrize("name", HARDENED)

@@ -189,6 +189,8 @@ class Work:
             validate(wanted["validate"], path, content)
         if str(path) not in self.topic.files:
             self.topic.files[str(path)] = remember_file(path)
+        if not path.parent.exists() and str(path.parent) not in self.topic.folders:
+            self.topic.folders.append(str(path.parent))
         change = diff(str(path), now, content)
         if path.exists() and now == content:
             change = diff(str(path), shown_mode(mode_of(path)), shown_mode({"mode": mode, "uid": 0, "gid": 0}))

@@ -61,6 +61,7 @@ class Topic:
         self.apply: list[str] = found.get("apply", [])
         self.undo: list[str] = found.get("undo", [])
         self.files: dict[str, dict[str, Any] | None] = found.get("files", {})
+        self.folders: list[str] = found.get("folders", [])  # made for them
         self.lines: dict[str, dict[str, Any]] = found.get("lines", {})
         self.options: dict[str, dict[str, Any]] = found.get("options", {})
         self.modes: dict[str, dict[str, Any]] = found.get("modes", {})
@@ -224,6 +225,9 @@ def undo(topic: Topic, check_mode: bool) -> Iterator[Diff | str]:
             must(command)
     for name, before in topic.files.items():
         yield from undo_file(name, before, check_mode)
+    for folder in map(Path, topic.folders):
+        if not check_mode and folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
     for name, entry in topic.modes.items():
         yield from undo_mode(name, entry, check_mode)
     for name, (old, new) in topic.sysctl.items():
