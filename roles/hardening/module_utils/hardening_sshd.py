@@ -103,9 +103,8 @@ def effective(drop_in: str, came: Session | None) -> dict[str, list[str]]:
             ]
         shown = run(*argv)
         if shown.returncode != 0:
-            raise HardeningError(
-                f"sshd does not take the configuration: {shown.stderr.strip().replace(name, str(ETC))}"
-            )
+            why = shown.stderr.strip().replace(name, str(ETC))
+            raise HardeningError(f"sshd does not take this configuration, so nothing was changed: {why}")
     values: dict[str, list[str]] = {}
     for line in shown.stdout.splitlines():
         keyword, _, value = line.partition(" ")
