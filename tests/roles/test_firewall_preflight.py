@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import firewall_preflight as preflight
 import pytest
+from ansible.module_utils.ssh_session import Session
 
 RULE = {"name": "model", "protocol": "tcp", "ports": ["8000"], "from": ["10.0.0.5"]}
 FROM_ANYWHERE = {"ipv4": ["0.0.0.0/0"], "ipv6": ["::/0"]}
@@ -94,17 +92,8 @@ def test_whoever_runs_it_is_not_locked_out(
     came: tuple[str, str] | None, admins: dict[str, list[str]], allow: list[tuple[str, str]], locked_out: bool
 ) -> None:
     rules = [{"protocol": "tcp", "ports": [ports], "ipv4": [network], "ipv6": []} for ports, network in allow]
-    assert bool(list(preflight.lockout_problems(came, admins, rules))) is locked_out
-
-
-def test_the_session_is_found_behind_sudo() -> None:
-    """Sudo takes the variable away; the shell that sshd started has it."""
-    code = "import firewall_preflight; print(firewall_preflight.session())"
-    shell = f'env -u SSH_CONNECTION PYTHONPATH="$1" {sys.executable} -c "{code}"; true'
-    environment = os.environ | {"SSH_CONNECTION": "fe80::9%eth0 50000 10.0.0.5 2222"}
-    paths = os.pathsep.join(map(str, sys.path))
-    argv = ["sh", "-c", shell, "sh", paths]
-    assert subprocess.check_output(argv, env=environment, text=True).strip() == "('fe80::9', '2222')"
+    session = came and Session("deploy", came[0], "50000", "10.0.0.5", came[1])
+    assert bool(list(preflight.lockout_problems(session, admins, rules))) is locked_out
 
 
 def test_the_ports_of_sshd_are_those_that_it_listens_on(tmp_path: Path) -> None:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import ipaddress
 import json
-import os
 import re
 import socket
 import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.ssh_session import Session, session
 
 DOCUMENTATION = r"""
 module: firewall_preflight
@@ -202,26 +201,6 @@ def read_rules(variable: str, key: str, rules: list[dict[str, Any]], problems: l
     return read
 
 
-def session() -> tuple[str, str] | None:
-    """From which address, and to which port, the ssh session comes in which this runs.
-
-    The programs above this one are asked, since sudo takes the variable away.
-    """
-    pid = os.getpid()
-    while pid > 1:
-        try:
-            variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-            status = Path(f"/proc/{pid}/status").read_text()
-        except OSError:
-            return None
-        for variable in variables:
-            if variable.startswith(b"SSH_CONNECTION="):
-                client, _, _, port = variable.decode().partition("=")[2].split()
-                return client.partition("%")[0], port
-        pid = int(status.partition("\nPPid:")[2].split()[0])
-    return None
-
-
 def sshd_ports(sshd: str) -> set[str]:
     """The ports that sshd is set to listen on.
 
@@ -238,19 +217,17 @@ def sshd_ports(sshd: str) -> set[str]:
     return ports
 
 
-def lockout_problems(
-    came: tuple[str, str] | None, admins: dict[str, list[str]], allow: list[dict[str, Any]]
-) -> Iterator[str]:
+def lockout_problems(came: Session | None, admins: dict[str, list[str]], allow: list[dict[str, Any]]) -> Iterator[str]:
     """Why these rules would cut off whoever runs this.
 
     Args:
-        came: Address and port of the session.
+        came: The session.
         admins: Who may use ssh, by family.
         allow: What is let in, as read.
     """
     if came is None:
         return
-    client, port = ipaddress.ip_address(came[0]), int(came[1])
+    client, port = ipaddress.ip_address(came.client), int(came.server_port)
     family = f"ipv{client.version}"
     let_in = list(admins[family])
     for rule in allow:
@@ -299,7 +276,7 @@ def main() -> None:
     if params["rollback_s"] < SHORTEST_ROLLBACK:
         problems.append(f"firewall_rollback_s is {params['rollback_s']}; it is at least {SHORTEST_ROLLBACK}")
     came = session()
-    ssh_ports = {came[1]} if came else set()
+    ssh_ports = {came.server_port} if came else set()
     if sshd := module.get_bin_path("sshd", opt_dirs=["/usr/sbin"]):
         try:
             ssh_ports |= sshd_ports(sshd)

@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.rollback import Rollback
 
 DOCUMENTATION = r"""
 module: firewall_table
@@ -38,10 +39,9 @@ KEPT = Path("/etc/local-llm-firewall/rules.nft")
 RUN = Path("/run/local-llm-firewall")
 TRIED = RUN / "tried.nft"
 BEFORE = RUN / "before.nft"
-UNDONE = RUN / "undone"  # when that was
-ROLLBACK = "local-llm-firewall-rollback"
+ROLLBACK = Rollback("local-llm-firewall-rollback", RUN)
 # The way back must not fail.
-UNDO = f"{NFT} --file {BEFORE} || {NFT} delete table {' '.join(TABLE)}; date > {UNDONE}"
+UNDO = f"{NFT} --file {BEFORE} || {NFT} delete table {' '.join(TABLE)}"
 
 
 def run(*argv: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
@@ -83,19 +83,6 @@ def write(path: Path, text: str) -> None:
     new.replace(path)
 
 
-def end_timer() -> None:
-    """Disarm the timer, and end what it has started: half of that is all or nothing, as a transaction is."""
-    run("systemctl", "stop", f"{ROLLBACK}.timer")
-    run("systemctl", "stop", f"{ROLLBACK}.service")
-
-
-def go_back() -> None:
-    """Undo now what an earlier run has left undecided."""
-    if run("systemctl", "is-active", "--quiet", f"{ROLLBACK}.timer").returncode == 0:
-        run("systemctl", "start", f"{ROLLBACK}.service")  # returns when it has done so
-        end_timer()
-
-
 def try_rules(module: AnsibleModule, rules: str, seconds: int) -> None:
     """Load rules, to be undone after a time.
 
@@ -109,9 +96,8 @@ def try_rules(module: AnsibleModule, rules: str, seconds: int) -> None:
     if not Path(NFT).exists():
         module.exit_json(changed=True, diff=diff)  # only check mode comes so far
     if not module.check_mode:
-        go_back()
-    undone = UNDONE.read_text().strip() if UNDONE.exists() else ""
-    if undone:
+        ROLLBACK.go_back()
+    if undone := ROLLBACK.undone():
         module.warn(f"The rules of an earlier run were undone at {undone}, because Ansible had not come in again")
     wanted, error = as_listed(rules)
     if error := error or problem(NFT, "--check", "--file", "-", stdin=rules):
@@ -126,24 +112,14 @@ def try_rules(module: AnsibleModule, rules: str, seconds: int) -> None:
         diff = {"before": now, "after": wanted, **headers}
     if module.check_mode:
         module.exit_json(changed=True, diff=diff)
-    UNDONE.unlink(missing_ok=True)
     write(TRIED, rules)
     write(BEFORE, NO_TABLE + now)
     if error := problem(NFT, "--check", "--file", str(BEFORE)):
         module.fail_json(msg=f"The present table could not be restored from {BEFORE}, so nothing was changed:\n{error}")
-    argv = [
-        "systemd-run",
-        "--quiet",
-        "--collect",
-        "--service-type=oneshot",
-        f"--unit={ROLLBACK}",
-        f"--on-active={seconds}",
-    ]
-    argv += ["--timer-property=AccuracySec=1s", "--description=Restore the firewall as it was before", "sh", "-c", UNDO]
-    if error := problem(*argv):
+    if error := ROLLBACK.arm(seconds, "Restore the firewall as it was before", UNDO):
         module.fail_json(msg=f"The timer that would undo the rules cannot be started, so nothing was changed:\n{error}")
     if error := problem(NFT, "--file", str(TRIED)):
-        end_timer()
+        ROLLBACK.end()
         module.fail_json(msg=f"nft does not take these rules ({TRIED}), so nothing was changed:\n{error}")
     module.exit_json(changed=True, diff=diff)
 
@@ -156,7 +132,7 @@ def keep_rules(module: AnsibleModule, rules: str, seconds: int) -> None:
         rules: The file's text.
         seconds: How long they had to prove themselves.
     """
-    end_timer()
+    ROLLBACK.end()
     if listed() != as_listed(rules)[0]:
         module.fail_json(
             msg=f"The host had gone back to the former rules before this was done, after {seconds} s. Run it again "
@@ -175,7 +151,7 @@ def remove(module: AnsibleModule) -> None:
     """
     present = bool(Path(NFT).exists() and listed())
     if not module.check_mode:
-        end_timer()
+        ROLLBACK.end()
         if present and (error := problem(NFT, "delete", "table", *TABLE)):
             module.fail_json(msg=error)
     module.exit_json(changed=present)

@@ -19,8 +19,8 @@ from ansible.module_utils.hardening_sshd import (
     effective,
     lockout_problems,
     method,
-    session,
 )
+from ansible.module_utils.ssh_session import session
 
 DOCUMENTATION = r"""
 module: hardening_preflight

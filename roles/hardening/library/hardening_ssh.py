@@ -6,8 +6,10 @@ import shutil
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.hardening_memory import HardeningError, Topic, diff, must, remember_file, run, write
-from ansible.module_utils.hardening_sshd import DROP_IN, SSHD, effective, session
+from ansible.module_utils.hardening_memory import HardeningError, Topic, diff, must, remember_file, write
+from ansible.module_utils.hardening_sshd import DROP_IN, SSHD, effective
+from ansible.module_utils.rollback import Rollback
+from ansible.module_utils.ssh_session import session
 
 DOCUMENTATION = r"""
 module: hardening_ssh
@@ -36,23 +38,9 @@ options:
 RUN = Path("/run/local-llm-hardening")
 BEFORE = RUN / "before.conf"
 TRIED = RUN / "tried.conf"
-UNDONE = RUN / "undone"  # when that was
-ROLLBACK = "local-llm-hardening-rollback"
+ROLLBACK = Rollback("local-llm-hardening-rollback", RUN)
 RELOAD = "/usr/bin/systemctl try-reload-or-restart ssh.service"
-UNDO = f"if [ -e {BEFORE} ]; then cp -p {BEFORE} {DROP_IN}; else rm -f {DROP_IN}; fi; {RELOAD}; date > {UNDONE}"
-
-
-def end_timer() -> None:
-    """Disarm the timer, and end what it has started."""
-    run("/usr/bin/systemctl", "stop", f"{ROLLBACK}.timer")
-    run("/usr/bin/systemctl", "stop", f"{ROLLBACK}.service")
-
-
-def go_back() -> None:
-    """Undo now what an earlier run has left undecided."""
-    if run("/usr/bin/systemctl", "is-active", "--quiet", f"{ROLLBACK}.timer").returncode == 0:
-        run("/usr/bin/systemctl", "start", f"{ROLLBACK}.service")  # returns when it has done so
-        end_timer()
+UNDO = f"if [ -e {BEFORE} ]; then cp -p {BEFORE} {DROP_IN}; else rm -f {DROP_IN}; fi; {RELOAD}"
 
 
 def try_it(module: AnsibleModule, content: str, seconds: int) -> None:
@@ -69,9 +57,8 @@ def try_it(module: AnsibleModule, content: str, seconds: int) -> None:
     if not Path(SSHD).exists():
         module.exit_json(changed=True, diff=diff(str(DROP_IN), "", content))  # only check mode comes so far
     if not module.check_mode:
-        go_back()
-    undone = UNDONE.read_text().strip() if UNDONE.exists() else ""
-    if undone:
+        ROLLBACK.go_back()
+    if undone := ROLLBACK.undone():
         module.warn(f"The sshd_config of an earlier run was undone at {undone}, because Ansible had not come in again")
     effective(content, session())
     now = DROP_IN.read_text() if DROP_IN.exists() else ""
@@ -86,17 +73,12 @@ def try_it(module: AnsibleModule, content: str, seconds: int) -> None:
     topic.apply = [RELOAD]
     topic.save()
     RUN.mkdir(mode=0o700, exist_ok=True)
-    for path in (UNDONE, BEFORE):
-        path.unlink(missing_ok=True)
+    BEFORE.unlink(missing_ok=True)
     if DROP_IN.exists():
         shutil.copy2(DROP_IN, BEFORE)
     write(TRIED, content, 0o600)
-    argv = ["systemd-run", "--quiet", "--collect", "--service-type=oneshot", f"--unit={ROLLBACK}"]
-    argv += [f"--on-active={seconds}", "--timer-property=AccuracySec=1s", "--description=Restore sshd as it was before"]
-    if (armed := run(*argv, "sh", "-c", UNDO)).returncode != 0:
-        raise HardeningError(
-            f"the timer that would undo it cannot be started, so nothing was changed: {armed.stderr.strip()}"
-        )
+    if error := ROLLBACK.arm(seconds, "Restore sshd as it was before", UNDO):
+        raise HardeningError(f"the timer that would undo it cannot be started, so nothing was changed: {error}")
     write(DROP_IN, content, 0o600)
     must(RELOAD)
     module.exit_json(changed=True, diff=diff(str(DROP_IN), now, content))
@@ -110,7 +92,7 @@ def keep_it(module: AnsibleModule, content: str, seconds: int) -> None:
         content: The drop-in.
         seconds: How long it had to prove itself.
     """
-    end_timer()
+    ROLLBACK.end()
     if not DROP_IN.exists() or DROP_IN.read_text() != content:
         module.fail_json(
             msg=f"The host had gone back to the former sshd_config before this was done, after {seconds} s. Run it "

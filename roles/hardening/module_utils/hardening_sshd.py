@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import fnmatch
 import grp
-import os
 import pwd
 import re
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from ansible.module_utils.hardening_memory import HardeningError, run
+from ansible.module_utils.ssh_session import Session
 
 SSHD = "/usr/sbin/sshd"
 ETC = Path("/etc/ssh")
@@ -20,40 +19,6 @@ MAIN = ETC / "sshd_config"
 FOLDER = ETC / "sshd_config.d"
 DROP_IN = FOLDER / "00-local-llm-hardening.conf"
 JOURNAL_LINES = 20000
-
-
-@dataclass(frozen=True)
-class Session:
-    """The ssh session in which this runs."""
-
-    user: str
-    client: str
-    client_port: str
-    server: str
-    server_port: str
-
-
-def session() -> Session | None:
-    """The ssh session in which this runs.
-
-    The programs above this one are asked, since sudo takes the variable away.
-    """
-    pid = os.getpid()
-    while pid > 1:
-        try:
-            variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-            status = Path(f"/proc/{pid}/status").read_text()
-        except OSError:
-            return None
-        for variable in variables:
-            if variable.startswith(b"SSH_CONNECTION="):
-                client, client_port, server, port = variable.decode().partition("=")[2].split()
-                uid = int(status.partition("\nUid:")[2].split()[0])
-                return Session(
-                    pwd.getpwuid(uid).pw_name, client.partition("%")[0], client_port, server.partition("%")[0], port
-                )
-        pid = int(status.partition("\nPPid:")[2].split()[0])
-    return None
 
 
 def method(came: Session) -> str | None:
