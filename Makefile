@@ -71,6 +71,11 @@ molecule: venv ## the roles' scenarios on Debian 12 and 13, and the fleet; one o
 molecule-%:
 	molecule test --scenario-name $*
 
+# Not in `test`: its processor is emulated, and it takes a quarter of an hour.
+.PHONY: test-vm
+test-vm: venv ## a virtual machine that boots: limits, firewall and hardening where a container proves nothing
+	tests/vm/run
+
 # --- to release it ---
 
 .PHONY: audit
