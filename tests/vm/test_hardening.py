@@ -31,8 +31,8 @@ def test_the_journal_is_kept_over_the_reboot(host: Host) -> None:
 
 def test_every_parameter_of_the_kernel_is_as_it_was_set(host: Host) -> None:
     lines = host.file(SYSCTL).content_string.splitlines()
-    wanted = dict(re.split(r"\s*=\s*", line, maxsplit=1) for line in lines if re.match(r"[a-z]", line))
-    wanted = {key: value for key, value in wanted.items() if "*" not in key}
+    wanted = dict(re.split(r"\s*=\s*", line, maxsplit=1) for line in lines if re.match(r"-?[a-z]", line))
+    wanted = {key.removeprefix("-"): value for key, value in wanted.items() if "*" not in key}
     found = host.check_output(f"sysctl --values {' '.join(wanted)}").splitlines()
     assert len(wanted) > 30
     assert dict(zip(wanted, found, strict=True)) == wanted
