@@ -26,6 +26,20 @@ QUICKSORT = "Write a quicksort function in Python."
 PROTECTED = ["debian12", "debian13"]
 IPV6 = {"debian12": "fd6c:6c66::12", "debian13": "fd6c:6c66::13", "attacker": "fd6c:6c66::66"}
 ALLOWED = {8443, 9000, 9001, 9002}  # for the attacker
+# Somebody who sends all the time, as a model does that answers, and somebody who reads it.
+SENDER = """
+import socket, time
+reader, _ = socket.create_server(("", 9000)).accept()
+while True:
+    reader.send(b"x")
+    time.sleep(0.1)
+"""
+READER = """
+import socket, sys
+sender = socket.create_connection((sys.argv[1], 9000))
+while sender.recv(1):
+    print("x", end="", flush=True)
+"""
 TABLE = "nft --stateless --terse list table inet local_llm_fleet"
 
 pytestmark = pytest.mark.units("local-llm-firewall", "local-llm-firewall-rollback")
@@ -283,6 +297,25 @@ def test_a_run_that_was_broken_off_is_undone_by_the_next(guest: Guest, over_ssh:
     assert again.stdout.count("changed=0") == len(PROTECTED)
     assert guest("debian12").check_output(TABLE) == before
     assert not guest("debian12").service("local-llm-firewall-rollback.timer").is_running
+
+
+def test_the_first_rules_cut_nothing_off_that_they_let_in(guest: Guest, play: Play, over_ssh: Play) -> None:
+    """Neither the ssh connection by which they come, nor an answer that a host under strict is in the middle of."""
+    removed = play(SCENARIO / "absent.yml")
+    assert removed.returncode == 0, removed.stdout
+    sender, reader = guest("debian13"), guest("attacker")
+    sender.check_output("systemd-run --quiet --collect --unit=sender python3 -c %s", SENDER)
+    run = "systemd-run --quiet --collect --unit=reader -p StandardOutput=truncate:/run/read python3 -c %s %s"
+    reader.check_output(run, READER, address(guest, "debian13"))
+    try:
+        done = over_ssh(CONVERGE)
+        assert done.returncode == 0, done.stdout
+        read = reader.file("/run/read").size
+        time.sleep(2)
+        assert reader.file("/run/read").size > read > 0
+    finally:
+        sender.run("systemctl stop sender")
+        reader.run("systemctl stop reader")
 
 
 def test_the_table_of_somebody_else_is_as_it_was(guest: Guest) -> None:
