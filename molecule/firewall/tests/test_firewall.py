@@ -35,8 +35,13 @@ while True:
     time.sleep(0.1)
 """
 READER = """
-import socket, sys
-sender = socket.create_connection((sys.argv[1], 9000))
+import socket, sys, time
+while True:
+    try:
+        sender = socket.create_connection((sys.argv[1], 9000))
+        break
+    except ConnectionRefusedError:
+        time.sleep(0.1)  # it does not listen yet
 while sender.recv(1):
     print("x", end="", flush=True)
 """
