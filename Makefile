@@ -71,7 +71,7 @@ molecule: venv ## the roles' scenarios on Debian 12 and 13, and the fleet; one o
 molecule-%:
 	molecule test --scenario-name $*
 
-# Not in `test`: its processor is emulated, and it takes a quarter of an hour.
+# Not in `test`: its processor is emulated, which takes long on a busy machine.
 .PHONY: test-vm
 test-vm: venv ## a virtual machine that boots: limits, firewall and hardening where a container proves nothing
 	tests/vm/run
