@@ -72,12 +72,13 @@ def apt_tasks(node: Any) -> Iterator[dict[str, Any]]:
 
 
 def in_lists(expression: str, variables: dict[str, Any]) -> list[str]:
-    """Words in the lists of an expression, or of the variable that it names: what any of the settings would install."""
+    """Words in the lists of an expression, or of variables that it names: what any of the settings would install."""
     found = []
-    for name in re.findall(r"{{ (\w+) }}", expression):
+    for name in re.findall(r"{{ (\w+)", expression):
         value = variables.get(name, "")
-        expression += value if isinstance(value, str) else ""
-        found += value if isinstance(value, list) else []
+        for part in value.values() if isinstance(value, dict) else [value]:
+            expression += part if isinstance(part, str) else ""
+            found += part if isinstance(part, list) else []
     return found + re.findall(r"'([^']+)'", "".join(re.findall(r"\[[^]]*\]", expression)))
 
 

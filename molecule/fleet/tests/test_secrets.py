@@ -19,7 +19,7 @@ from testinfra.host import Host
 PROJECT = Path(__file__).resolve().parent.parent.parent.parent
 sys.path.insert(0, str(PROJECT))
 
-from tests.secrets.search import Place, misplaced  # noqa: E402
+from tests.leaks.search import Place, misplaced  # noqa: E402
 
 INVENTORIES = [PROJECT / "inventories/demo", PROJECT / "molecule/fleet/inventory"]
 HOSTS = ("model1", "model2", "gateway1", "gateway2", "dev1")

@@ -22,7 +22,7 @@ sys.path[:0] = [str(PROJECT), str(PROJECT / "molecule/gateway/tests")]
 from door import Door, address, question  # noqa: E402
 
 from tests.claude_client.guest import ask as ask_claude_code  # noqa: E402
-from tests.secrets.search import Place, misplaced  # noqa: E402
+from tests.leaks.search import Place, misplaced  # noqa: E402
 
 ANSWERS = json.loads((PROJECT / "tests/tiny_model/answers.json").read_text())["chat"]
 FRANCE = "What is the capital of France?"
