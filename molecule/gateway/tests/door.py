@@ -6,6 +6,11 @@ import http.client
 import json
 import os
 import ssl
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,3 +88,23 @@ class Door:
 def question(text: str, model: str = "qwen2-tiny", **more: Any) -> dict[str, Any]:
     """A chat of one message, in OpenAI's and Anthropic's form alike."""
     return {"model": model, "messages": [{"role": "user", "content": text}], "temperature": 0, "max_tokens": 512} | more
+
+
+@contextmanager
+def asking(ip: str, body: dict[str, Any]) -> Iterator[Counter[int]]:
+    """A client asks all the time; gives how often each status came."""
+    outcomes: Counter[int] = Counter()
+    done = threading.Event()
+
+    def ask() -> None:
+        while not done.is_set():
+            outcomes[Door(ip).post(body).status] += 1
+            time.sleep(0.05)
+
+    client = threading.Thread(target=ask)
+    client.start()
+    try:
+        yield outcomes
+    finally:
+        done.set()
+        client.join()
