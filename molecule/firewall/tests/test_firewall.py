@@ -293,7 +293,8 @@ def test_a_run_that_was_broken_off_is_undone_by_the_next(guest: Guest, over_ssh:
     argv = ["ansible", f"--inventory={INVENTORIES[0]}", "debian12", "--module-name=firewall_table"]
     argv += [f"--module-path={PROJECT / 'roles/firewall/library'}"]
     argv += [f"--args={json.dumps({'state': 'tried', 'rules': rules, 'rollback_s': 600})}"]
-    subprocess.run(argv, cwd=PROJECT, check=True)
+    shared = {"ANSIBLE_MODULE_UTILS": str(PROJECT / "roles/lockout/module_utils")}
+    subprocess.run(argv, cwd=PROJECT, env=os.environ | shared, check=True)
     assert "broken off" in guest("debian12").check_output(TABLE)
     assert guest("debian12").service("local-llm-firewall-rollback.timer").is_running
     again = over_ssh(CONVERGE)
