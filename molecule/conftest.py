@@ -99,6 +99,52 @@ def play(request: pytest.FixtureRequest) -> Callable[..., subprocess.CompletedPr
 
 
 @pytest.fixture
+def over_ssh(
+    request: pytest.FixtureRequest,
+    guest: Callable[..., Host],
+    play: Callable[..., subprocess.CompletedProcess[str]],
+    tmp_path: Path,
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Converge as on servers: over ssh, by the account that tests/lab/ssh.yml has made, which becomes root with sudo.
+
+    The test module names the guests in ``OVER_SSH``, and the inventory has them in the group ``servers``.
+
+    Returns:
+        A function of ansible-playbook's arguments and of extra variables by their names; ``hosts`` are other guests,
+        ``user`` is another account, and with a ``password`` it comes in by that instead of the key.
+    """
+    converge = request.path.parent.parent / "converge.yml"
+
+    def run(
+        *arguments: str,
+        hosts: list[str] = request.module.OVER_SSH,
+        user: str = "deploy",
+        password: str = "",
+        **variables: object,
+    ) -> subprocess.CompletedProcess[str]:
+        common = {
+            "ansible_connection": "ssh",
+            "ansible_user": user,
+            "ansible_ssh_common_args": "-o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null",
+        }
+        if password:
+            common["ansible_password"] = password
+            common["ansible_ssh_common_args"] += " -o PubkeyAuthentication=no"
+        else:
+            common["ansible_ssh_private_key_file"] = f"{os.environ['MOLECULE_EPHEMERAL_DIRECTORY']}/key"
+        entries = {
+            name: common | {"ansible_host": guest(name).check_output("hostname --ip-address").split()[0]}
+            for name in hosts
+        }
+        inventory = tmp_path / "ssh.json"
+        inventory.write_text(json.dumps({"servers": {"hosts": entries}}))
+        arguments = (f"--inventory={inventory}", f"--limit={','.join(hosts)}", *arguments)
+        return play(converge, "--diff", *arguments, f"--extra-vars={json.dumps(variables)}")
+
+    return run
+
+
+@pytest.fixture
 def few_rights() -> Callable[[Host, str], None]:
     """Hold a unit to its figure: ``few_rights(host, "vllm@a-model")``.
 

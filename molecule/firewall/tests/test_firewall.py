@@ -18,12 +18,11 @@ from testinfra.host import Host
 
 SCENARIO = Path(__file__).resolve().parent.parent
 PROJECT = SCENARIO.parent.parent
-CONVERGE = SCENARIO / "converge.yml"
 INVENTORIES = [SCENARIO / "inventory/hosts.yml"]
 ANSWERS = json.loads((PROJECT / "tests/tiny_model/answers.json").read_text())["chat"]
 QUICKSORT = "Write a quicksort function in Python."
 
-PROTECTED = ["debian12", "debian13"]
+PROTECTED = OVER_SSH = ["debian12", "debian13"]
 IPV6 = {"debian12": "fd6c:6c66::12", "debian13": "fd6c:6c66::13", "attacker": "fd6c:6c66::66"}
 ALLOWED = {8443, 9000, 9001, 9002}  # for the attacker
 # Somebody who sends all the time, as a model does that answers, and somebody who reads it.
@@ -64,26 +63,6 @@ def url(guest: Guest, name: str, family: int, port: int) -> str:
     """Where a guest answers by HTTP."""
     ip = address(guest, name, family)
     return f"http://{f'[{ip}]' if family == 6 else ip}:{port}/"
-
-
-@pytest.fixture
-def over_ssh(guest: Guest, play: Play) -> Play:
-    """Run a playbook on the protected guests as on servers: over ssh, as a user who becomes root with sudo."""
-    folder = Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"])
-    inventory = folder / "ssh.json"
-    common = {
-        "ansible_connection": "ssh",
-        "ansible_user": "deploy",
-        "ansible_ssh_private_key_file": str(folder / "key"),
-        "ansible_ssh_common_args": "-o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null",
-    }
-    hosts = {name: {"ansible_host": address(guest, name)} | common for name in PROTECTED}
-    inventory.write_text(json.dumps({"protected": {"hosts": hosts}}))
-
-    def run(playbook: Path, **variables: object) -> subprocess.CompletedProcess[str]:
-        return play(playbook, "--diff", f"--inventory={inventory}", f"--extra-vars={json.dumps(variables)}")
-
-    return run
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -181,7 +160,7 @@ def test_drops_are_counted_and_logged_with_a_limit(guest: Guest) -> None:
 
 def test_a_second_run_over_ssh_changes_nothing(over_ssh: Play) -> None:
     """The port of ssh is found as before, by sshd's configuration and by the session."""
-    done = over_ssh(CONVERGE)
+    done = over_ssh()
     assert done.returncode == 0, done.stdout
     assert done.stdout.count("changed=0") == len(PROTECTED), done.stdout
 
@@ -201,12 +180,12 @@ def connected(attacker: Host, target: str, attempts: int) -> int:
 def test_ssh_is_for_admins_or_for_everybody_with_a_limit(guest: Guest, over_ssh: Play) -> None:
     attacker, ip = guest("attacker"), address(guest, "debian12")
     assert connected(attacker, ip, 3) == 0
-    done = over_ssh(CONVERGE, firewall_admins=[])
+    done = over_ssh(firewall_admins=[])
     assert done.returncode == 0, done.stdout
     assert done.stdout.count("changed=2") == len(PROTECTED), done.stdout  # tried, and kept
     for target in (ip, IPV6["debian13"]):
         assert 10 <= connected(attacker, target, 120) < 110
-    done = over_ssh(CONVERGE)
+    done = over_ssh()
     assert done.returncode == 0, done.stdout
     assert connected(attacker, ip, 3) == 0
 
@@ -215,7 +194,7 @@ def test_a_change_by_hand_is_seen_and_mended(guest: Guest, over_ssh: Play) -> No
     debian12 = guest("debian12")
     before = debian12.check_output(TABLE)
     debian12.check_output("nft insert rule inet local_llm_fleet input tcp dport 5555 accept")
-    done = over_ssh(CONVERGE)
+    done = over_ssh()
     assert done.returncode == 0, done.stdout
     assert "tcp dport 5555 accept" in [line.strip() for line in done.stdout.replace("-\t", "").splitlines()]
     assert debian12.check_output(TABLE) == before
@@ -223,7 +202,7 @@ def test_a_change_by_hand_is_seen_and_mended(guest: Guest, over_ssh: Play) -> No
 
 def test_rules_that_would_plainly_lock_ansible_out_are_refused(guest: Guest, over_ssh: Play) -> None:
     before = [guest(name).check_output(TABLE) for name in PROTECTED]
-    done = over_ssh(CONVERGE, firewall_admins=["192.0.2.0/24"])
+    done = over_ssh(firewall_admins=["192.0.2.0/24"])
     assert done.returncode == 2
     assert "from which this run comes by ssh: it would lock itself out" in done.stdout
     assert done.stdout.count("changed=0") == len(PROTECTED)
@@ -251,7 +230,6 @@ def test_a_lockout_undoes_itself(guest: Guest, over_ssh: Play) -> None:
         watched = [pool.submit(shut, address(guest, name), ended) for name in PROTECTED]
         try:
             done = over_ssh(
-                CONVERGE,
                 firewall_admins=["192.0.2.0/24"],
                 firewall_rollback_s=20,
                 ansible_python_interpreter="/usr/local/bin/python3-of-no-session",
@@ -268,7 +246,7 @@ def test_a_lockout_undoes_itself(guest: Guest, over_ssh: Play) -> None:
     assert [guest(name).check_output(TABLE) for name in PROTECTED] == before
     assert [guest(name).file("/etc/local-llm-firewall/rules.nft").content for name in PROTECTED] == kept
     # The next run, by the same ssh, says so, once.
-    again = over_ssh(CONVERGE)
+    again = over_ssh()
     assert again.returncode == 0, again.stdout
     assert again.stdout.count("changed=0") == len(PROTECTED)
     words = "The rules of an earlier run were undone"
@@ -297,7 +275,7 @@ def test_a_run_that_was_broken_off_is_undone_by_the_next(guest: Guest, over_ssh:
     subprocess.run(argv, cwd=PROJECT, env=os.environ | shared, check=True)
     assert "broken off" in guest("debian12").check_output(TABLE)
     assert guest("debian12").service("local-llm-firewall-rollback.timer").is_running
-    again = over_ssh(CONVERGE)
+    again = over_ssh()
     assert again.returncode == 0, again.stdout
     assert "The rules of an earlier run were undone" in again.stdout + again.stderr
     assert again.stdout.count("changed=0") == len(PROTECTED)
@@ -314,7 +292,7 @@ def test_the_first_rules_cut_nothing_off_that_they_let_in(guest: Guest, play: Pl
     run = "systemd-run --quiet --collect --unit=reader -p StandardOutput=truncate:/run/read python3 -c %s %s"
     reader.check_output(run, READER, address(guest, "debian13"))
     try:
-        done = over_ssh(CONVERGE)
+        done = over_ssh()
         assert done.returncode == 0, done.stdout
         read = reader.file("/run/read").size
         time.sleep(2)

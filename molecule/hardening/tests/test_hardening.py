@@ -15,12 +15,11 @@ from testinfra.host import Host
 
 SCENARIO = Path(__file__).resolve().parent.parent
 PROJECT = SCENARIO.parent.parent
-CONVERGE = SCENARIO / "converge.yml"
 INVENTORIES = [SCENARIO / "inventory/hosts.yml"]
 ANSWERS = json.loads((PROJECT / "tests/tiny_model/answers.json").read_text())["chat"]
 QUICKSORT = "Write a quicksort function in Python."
 
-HARDENED = ["debian12", "debian13"]  # the second with the level strict
+HARDENED = OVER_SSH = ["debian12", "debian13"]  # the second with the level strict
 DROP_IN = "/etc/ssh/sshd_config.d/00-local-llm-hardening.conf"
 MOST_TASKS = 40
 
@@ -46,32 +45,6 @@ def ssh(guest: Guest, user: str, name: str, *options: str) -> subprocess.Complet
     argv += ["-o", "UserKnownHostsFile=/dev/null", "-o", "BatchMode=yes", "-o", "ConnectTimeout=20", *options]
     argv += [f"{user}@{address(guest, name)}", "id --user --name"]
     return subprocess.run(argv, capture_output=True, text=True, check=False)
-
-
-@pytest.fixture
-def over_ssh(guest: Guest, play: Play, tmp_path: Path) -> Play:
-    """Run the role as on servers: over ssh, as a user who becomes root with sudo."""
-
-    def run(
-        *arguments: str, hosts: list[str] = HARDENED, user: str = "deploy", password: str = "", **variables: object
-    ) -> subprocess.CompletedProcess[str]:
-        common = {
-            "ansible_connection": "ssh",
-            "ansible_user": user,
-            "ansible_ssh_common_args": "-o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null",
-        }
-        if password:
-            common["ansible_password"] = password
-            common["ansible_ssh_common_args"] += " -o PubkeyAuthentication=no"
-        else:
-            common["ansible_ssh_private_key_file"] = str(key())
-        inventory = tmp_path / "ssh.json"
-        entries = {name: {"ansible_host": address(guest, name)} | common for name in hosts}
-        inventory.write_text(json.dumps({"hardened": {"hosts": entries}}))
-        arguments = (f"--inventory={inventory}", f"--limit={','.join(hosts)}", *arguments)
-        return play(CONVERGE, "--diff", *arguments, f"--extra-vars={json.dumps(variables)}")
-
-    return run
 
 
 def said(done: subprocess.CompletedProcess[str]) -> str:

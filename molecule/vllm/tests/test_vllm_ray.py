@@ -18,6 +18,7 @@ PROJECT = SCENARIO.parent.parent
 INVENTORIES = [SCENARIO / "inventory"]
 PORT = 8002
 RAY_PORTS = (6379, 6380, 6381, 6386)
+WITH_PAIR = f"--extra-vars={json.dumps({'fleet_models': ['{{ qwen2_tiny }}', '{{ second }}', '{{ pair }}']})}"
 
 pytestmark = pytest.mark.units("vllm@pair", "vllm-ray@pair")
 
@@ -53,10 +54,9 @@ def until_ready(host: Host, *, ready: bool, seconds: int) -> None:
 
 def test_it_is_added_to_the_models_that_run(first: Host, play: Play) -> None:
     alone = first.check_output("systemctl show --property=MainPID --value vllm@second")
-    models = {"fleet_models": ["{{ qwen2_tiny }}", "{{ second }}", "{{ pair }}"]}
-    done = play(PROJECT / "playbooks/models.yml", f"--extra-vars={json.dumps(models)}")
+    done = play(PROJECT / "playbooks/models.yml", WITH_PAIR)
     assert done.returncode == 0, done.stdout
-    again = play(PROJECT / "playbooks/models.yml", f"--extra-vars={json.dumps(models)}")
+    again = play(PROJECT / "playbooks/models.yml", WITH_PAIR)
     assert again.stdout.count("changed=0 ") == 2, again.stdout
     assert first.check_output("systemctl show --property=MainPID --value vllm@second") == alone
 
@@ -92,6 +92,15 @@ def test_ray_has_few_rights(first: Host, few_rights: Callable[[Host, str], None]
     few_rights(first, "vllm-ray@pair")
 
 
+def test_it_answers_behind_the_firewall(first: Host, other: Host, play: Play) -> None:
+    """So it does in all that follows: Ray finds the other host again through the rules, which let nothing else out."""
+    done = play(PROJECT / "playbooks/firewall.yml", WITH_PAIR)
+    assert done.returncode == 0, done.stdout
+    for host in (first, other):
+        assert host.check_output("nft list table inet local_llm_fleet").count("pair over its hosts") == 2
+    assert answer(first) == "pong"
+
+
 def test_it_comes_back_after_the_other_host_lost_its_ray(first: Host, other: Host) -> None:
     other.check_output("pkill --signal KILL --exact raylet")
     until_ready(first, ready=False, seconds=60)
@@ -112,3 +121,10 @@ def test_it_is_taken_off_both_hosts_again(first: Host, other: Host, play: Play) 
     for host in (first, other):
         assert host.check_output("systemctl list-units --all --plain --no-legend '*@pair.service'") == ""
         assert host.check_output("find /etc -name '*pair*'") == ""
+
+
+def test_the_firewall_is_taken_off_again(first: Host, other: Host, play: Play) -> None:
+    done = play(PROJECT / "playbooks/firewall.yml", "--extra-vars=firewall_state=absent")
+    assert done.returncode == 0, done.stdout
+    for host in (first, other):
+        assert "local_llm_fleet" not in host.check_output("nft list tables")
