@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,18 +13,11 @@ from typing import Any
 import pytest
 from testinfra.host import Host
 
-SCENARIO = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(SCENARIO.parent / "gateway/tests"))
-
-from door import TOKENS, Door, address  # noqa: E402
-
-NAMES = ("debian12", "debian13")
-ROLE = "--tags=audit_log"
+CONVERGE = Path(__file__).resolve().parent.parent / "converge.yml"
 JOURNAL = "/var/log/journal/$(cat /etc/machine-id).local-llm-audit"
 RECEIVED = "/var/log/receiver.log"
 TEXT = "What is the capital of France?"
-CALL = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": "chat", "arguments": {"message": TEXT}}}
-MCP = {"Content-Type": "application/json", "Accept": "application/json, text/event-stream"}
+TOKEN, NOBODYS = "molecule-token-of-alice", "molecule-token-of-nobody"
 
 pytestmark = pytest.mark.units("local-llm-gateway", "local-llm-bridge", "rsyslog", "receiver")
 
@@ -34,32 +26,12 @@ Records = Callable[..., list[dict[str, Any]]]
 Play = Callable[..., subprocess.CompletedProcess[str]]
 
 
-@pytest.fixture(scope="module")
-def receiver(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Extra variables with the folder of the receiver's certificate and key."""
-    folder = tmp_path_factory.mktemp("receiver")
-    make = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=debian13 -addext"
-    files = ["-keyout", str(folder / "receiver.key"), "-out", str(folder / "receiver.pem")]
-    subprocess.run([*make.split(), "subjectAltName=DNS:debian13", *files], check=True, capture_output=True)
-    return f"--extra-vars={json.dumps({'receiver': str(folder)})}"
-
-
-def test_the_roles_run_and_run_again(play: Play, receiver: str) -> None:
-    done = play(SCENARIO / "audit.yml", receiver)
-    assert done.returncode == 0, done.stdout
-    again = play(SCENARIO / "audit.yml", receiver, ROLE)
-    assert again.stdout.count("changed=0") == len(NAMES), again.stdout
-
-
-@pytest.mark.parametrize("name", NAMES)
 def test_the_doors_and_the_bridges_record_of_a_request_are_found_together(
-    guest: Guest, name: str, records: Records
+    host: Host, ask: Callable[..., int], records: Records
 ) -> None:
-    host = guest(name)
     since = host.check_output("date '+%F %T.%6N'")
-    door = Door(address(host))
-    assert door.ask("POST", "/mcp", CALL, **MCP, **{"X-Request-ID": "mine"}).status == 200
-    assert Door(address(host), "molecule-token-of-nobody").ask("POST", "/mcp", CALL, **MCP).status == 401
+    assert ask(host, TEXT, **{"X-Request-ID": "mine"}) == 200
+    assert ask(host, TEXT, NOBODYS) == 401
     deadline = time.monotonic() + 10
     while len(records(host, since)) < 3:
         assert time.monotonic() < deadline
@@ -76,16 +48,15 @@ def test_the_doors_and_the_bridges_record_of_a_request_are_found_together(
     for record in (way, call, refused):
         assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", record["time"])
     journal = host.check_output("journalctl --boot --namespace='*'")
-    assert not any(words in journal for words in (TEXT, "Paris", "token-of-nobody", *TOKENS.values()))
+    assert not any(words in journal for words in (TEXT, "Paris", TOKEN, NOBODYS))
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_records_reach_a_server_of_syslog_over_tls(guest: Guest, name: str, records: Records) -> None:
-    written = {(record["request_id"], record["source"]) for record in records(guest(name))[-3:]}
+def test_records_reach_a_server_of_syslog_over_tls(host: Host, guest: Guest, records: Records) -> None:
+    written = {(record["request_id"], record["source"]) for record in records(host)[-3:]}
+    form = rf"<134>1 \d{{4}}-\d\d-\d\dT\S+ {host.check_output('hostname')} local-llm-audit \S+ - - +({{.*}})"
     deadline = time.monotonic() + 60
     while True:
         lines = guest("debian13").run("cat %s", RECEIVED).stdout.splitlines()
-        form = rf"<134>1 \d{{4}}-\d\d-\d\dT\S+ {name} local-llm-audit \S+ - - +({{.*}})"
         sent = [json.loads(match[1]) for line in lines if (match := re.fullmatch(form, line))]
         if written <= {(record["request_id"], record["source"]) for record in sent}:
             break
@@ -105,18 +76,18 @@ def test_records_reach_a_server_of_syslog_over_tls(guest: Guest, name: str, reco
     ],
     ids=["days", "space", "host", "no host", "ca"],
 )
-def test_what_cannot_work_is_refused(play: Play, receiver: str, extra: dict[str, Any], text: str) -> None:
-    done = play(SCENARIO / "audit.yml", receiver, ROLE, "--limit=debian13", f"--extra-vars={json.dumps(extra)}")
+def test_what_cannot_work_is_refused(play: Play, extra: dict[str, Any], text: str) -> None:
+    done = play(CONVERGE, "--limit=debian13", f"--extra-vars={json.dumps(extra)}")
     assert done.returncode != 0
     assert text in " ".join(done.stdout.split())
     assert "changed=0" in done.stdout
 
 
-def test_records_are_kept_for_the_time_that_was_set(guest: Guest, play: Play, receiver: str) -> None:
-    done = play(SCENARIO / "audit.yml", receiver, ROLE, "--extra-vars={'audit_log_days': 3}")
+def test_records_are_kept_for_the_time_that_was_set(guest: Guest, play: Play) -> None:
+    done = play(CONVERGE, "--extra-vars={'audit_log_days': 3}")
     assert done.returncode == 0, done.stdout
     rotate = "journalctl --namespace=local-llm-audit --rotate"
-    for name in NAMES:
+    for name in ("debian12", "debian13"):
         host = guest(name)
         host.check_output(rotate)
         file = host.check_output(f"ls -t {JOURNAL}/system@*.journal | head -1")
@@ -132,24 +103,3 @@ def test_records_are_kept_for_the_time_that_was_set(guest: Guest, play: Play, re
         assert host.file(made[2]).exists
         assert not host.file(made[5]).exists
         host.check_output("rm %s", made[2])
-
-
-def test_without_the_role_records_go_on_and_go_nowhere_else(
-    guest: Guest, play: Play, receiver: str, records: Records
-) -> None:
-    gone = {"audit_log_state": "absent", "gateway_state": "present"}
-    done = play(SCENARIO / "audit.yml", receiver, ROLE, f"--extra-vars={json.dumps(gone)}")
-    assert done.returncode == 0, done.stdout
-    for name in NAMES:
-        host = guest(name)
-        before = len(records(host))
-        assert before > 0
-        assert Door(address(host)).ask("POST", "/mcp", CALL, **MCP).status == 200
-        deadline = time.monotonic() + 10
-        while len(records(host)) < before + 2:
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-        assert not host.run("grep -rl local-llm-audit /etc/rsyslog.d /etc/systemd/journald@* /etc/ssl/certs").stdout
-        assert not host.run("ss -xl | grep journal.local-llm-audit/syslog").stdout
-    done = play(SCENARIO / "audit.yml", receiver, "--tags=gateway", "--extra-vars=gateway_state=absent")
-    assert done.returncode == 0, done.stdout

@@ -1,0 +1,32 @@
+"""What makes a record of the door and one of the bridge."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from testinfra.host import Host
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "gateway/tests"))
+
+from door import Door, address
+
+
+@pytest.fixture
+def ask() -> Callable[..., int]:
+    """Ask the bridge a question through the door: ``ask(host, "Who are you?")``.
+
+    Returns:
+        A function of the guest, the text, optionally another token than alice's, and headers by their names; it gives
+        HTTP's status.
+    """
+
+    def call(host: Host, text: str, *token: str, **headers: str) -> int:
+        chat = {"name": "chat", "arguments": {"message": text}}
+        body = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": chat}
+        headers |= {"Content-Type": "application/json", "Accept": "application/json, text/event-stream"}
+        return int(Door(address(host), *token).ask("POST", "/mcp", body, **headers).status)
+
+    return call
