@@ -6,6 +6,7 @@ import json
 import os
 import re
 import subprocess
+import time
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
@@ -145,6 +146,28 @@ def over_ssh(
 
 
 @pytest.fixture
+def restart(guest: Callable[..., Host]) -> Callable[..., None]:
+    """Restart guests, and wait until they have booted: ``restart("debian12", "debian13")``.
+
+    They are containers: `make test-vm` is for what a real boot does.
+
+    Returns:
+        A function of the guests' inventory names.
+    """
+
+    def run(*names: str) -> None:
+        subprocess.run(["podman", "restart", "--time=5", *(f"{_network()}-{name}" for name in names)], check=True)
+        deadline = time.monotonic() + 120
+        for host in map(guest, names):
+            while host.run("systemctl is-system-running --wait").stdout.strip() not in ("running", "degraded"):
+                assert time.monotonic() < deadline
+                time.sleep(0.5)
+            host.check_output("mount --make-rshared /")  # as tests/lab/prepare.yml does
+
+    return run
+
+
+@pytest.fixture
 def few_rights() -> Callable[[Host, str], None]:
     """Hold a unit to its figure: ``few_rights(host, "vllm@a-model")``.
 
@@ -162,17 +185,22 @@ def few_rights() -> Callable[[Host, str], None]:
 
 @pytest.fixture
 def records() -> Callable[..., list[dict[str, Any]]]:
-    """Read a guest's records of requests: ``records(host)``, or ``records(host, "2026-11-27 12:00:00")``.
+    """Read a guest's records of requests: ``records(host)``, or ``records(host, "2026-11-27 12:00:00", count=2)``.
 
     Returns:
-        A function of the guest and, optionally, a moment as journalctl has it.
+        A function of the guest and, optionally, a moment as journalctl has it, and how many there have to be: it waits
+        for them.
     """
     command = (
         "journalctl --quiet --namespace=local-llm-audit --identifier=local-llm-audit --priority=info..info --output=cat"
     )
 
-    def read(host: Host, since: str = "@0") -> list[dict[str, Any]]:
-        return [json.loads(line) for line in host.check_output(f"{command} --since=%s", since).splitlines()]
+    def read(host: Host, since: str = "@0", *, count: int = 0) -> list[dict[str, Any]]:
+        deadline = time.monotonic() + 10
+        while len(lines := host.check_output(f"{command} --since=%s", since).splitlines()) < count:
+            assert time.monotonic() < deadline, lines
+            time.sleep(0.1)
+        return [json.loads(line) for line in lines]
 
     return read
 

@@ -339,15 +339,10 @@ def test_the_unit_has_few_rights(guest: Guest, few_rights: Callable[[Host, str],
         few_rights(guest(name), "local-llm-firewall")
 
 
-def test_the_rules_are_there_after_a_restart_of_the_host(guest: Guest) -> None:
-    """Of a container: `make test-vm` is for what a real boot does."""
+def test_the_rules_are_there_after_a_restart_of_the_host(guest: Guest, restart: Callable[..., None]) -> None:
     debian12 = guest("debian12")
     before = debian12.check_output(TABLE)
-    subprocess.run(["podman", "restart", "--time=5", f"{os.environ['LAB_NETWORK']}-debian12"], check=True)
-    deadline = time.monotonic() + 120
-    while debian12.run("systemctl is-system-running --wait").stdout.strip() not in ("running", "degraded"):
-        assert time.monotonic() < deadline
-        time.sleep(0.5)
+    restart("debian12")
     assert debian12.check_output(TABLE) == before
     assert debian12.service("local-llm-firewall").is_running
     assert connected(guest("attacker"), address(guest, "debian12"), 3) == 0

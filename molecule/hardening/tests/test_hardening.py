@@ -7,7 +7,7 @@ import os
 import re
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -297,24 +297,11 @@ def test_the_model_answers_under_strict(guest: Guest) -> None:
     assert reply["choices"][0]["message"]["content"] == ANSWERS[QUICKSORT]
 
 
-@pytest.fixture
-def restarted(guest: Guest) -> Iterator[list[Host]]:
-    """The hardened hosts after a restart. Of containers: `make test-vm` is for what a real boot does."""
-    network = os.environ["LAB_NETWORK"]
-    hosts = [guest(name) for name in HARDENED]
-    subprocess.run(["podman", "restart", "--time=5", *(f"{network}-{name}" for name in HARDENED)], check=True)
-    deadline = time.monotonic() + 120
-    for host in hosts:
-        while host.run("systemctl is-system-running --wait").stdout.strip() not in ("running", "degraded"):
-            assert time.monotonic() < deadline
-            time.sleep(0.5)
-        host.check_output("mount --make-rshared /")
-    yield hosts
-
-
-def test_all_is_right_after_a_restart(restarted: list[Host], guest: Guest, over_ssh: Play) -> None:
-    for host in restarted:
-        assert host.check_output("sysctl --values kernel.kptr_restrict net.ipv4.tcp_rfc1337").split() == ["2", "1"]
+def test_all_is_right_after_a_restart(restart: Callable[..., None], guest: Guest, over_ssh: Play) -> None:
+    restart(*HARDENED)
+    for name in HARDENED:
+        shown = guest(name).check_output("sysctl --values kernel.kptr_restrict net.ipv4.tcp_rfc1337")
+        assert shown.split() == ["2", "1"]
     assert ssh(guest, "deploy", "debian13").stdout.strip() == "deploy"
     done = over_ssh()
     assert done.returncode == 0, done.stdout
