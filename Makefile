@@ -13,6 +13,7 @@ export MOLECULE_COMMAND_BORDERS := 0
 # The longest first, as two run at a time.
 SCENARIOS := vllm fleet
 SCENARIOS += $(filter-out $(SCENARIOS),$(notdir $(patsubst %/molecule.yml,%,$(wildcard molecule/*/molecule.yml))))
+FAILED := .cache/molecule
 SUDO := $(if $(filter-out 0,$(shell id -u)),sudo)
 DEMO := inventories/demo
 # The demo's token and key, which the inventory makes at the first run.
@@ -65,11 +66,14 @@ unit: venv bridge/.venv/done supply/.venv/done ## the bridge and the tiny model 
 molecule: venv ## the roles' scenarios on Debian 12 and 13, and the fleet; one of them: SCENARIOS=mcp_bridge
 	tests/lab/prepare-host
 	pytest tests/lab
-	$(MAKE) --jobs=2 --keep-going --output-sync=target $(SCENARIOS:%=molecule-%)
+	rm -rf $(FAILED) && mkdir -p $(FAILED)
+	$(MAKE) --jobs=2 --keep-going --output-sync=target $(SCENARIOS:%=molecule-%) || { \
+	  grep -E '^(FAILED|ERROR|E  |fatal:|\[ERROR\])' $(FAILED)/* | cut -c -300 | tail -n 40; exit 1; }
 
-# While one waits, the other computes.
+# While one waits, the other computes. The log of one that fails stays, so that the last lines can say why.
 molecule-%:
-	molecule test --scenario-name $*
+	molecule test --scenario-name $* |& tee $(FAILED)/$*
+	rm $(FAILED)/$*
 
 # Not in `test`: its processor is emulated, which takes long on a busy machine.
 .PHONY: test-vm

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import subprocess
-import time
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,8 @@ from typing import Any
 import pytest
 import testinfra
 from testinfra.host import Host
+
+from tests.lab.waiting import until
 
 PROJECT = Path(__file__).resolve().parent.parent
 LAB = PROJECT / "tests" / "lab"
@@ -157,11 +158,10 @@ def restart(guest: Callable[..., Host]) -> Callable[..., None]:
 
     def run(*names: str) -> None:
         subprocess.run(["podman", "restart", "--time=5", *(f"{_network()}-{name}" for name in names)], check=True)
-        deadline = time.monotonic() + 120
-        for host in map(guest, names):
-            while host.run("systemctl is-system-running --wait").stdout.strip() not in ("running", "degraded"):
-                assert time.monotonic() < deadline
-                time.sleep(0.5)
+        hosts = [guest(name) for name in names]
+        state = "systemctl is-system-running"
+        until(lambda: all(host.run(state).stdout.strip() in ("running", "degraded") for host in hosts))
+        for host in hosts:
             host.check_output("mount --make-rshared /")  # as tests/lab/prepare.yml does
 
     return run
@@ -196,11 +196,11 @@ def records() -> Callable[..., list[dict[str, Any]]]:
     )
 
     def read(host: Host, since: str = "@0", *, count: int = 0) -> list[dict[str, Any]]:
-        deadline = time.monotonic() + 10
-        while len(lines := host.check_output(f"{command} --since=%s", since).splitlines()) < count:
-            assert time.monotonic() < deadline, lines
-            time.sleep(0.1)
-        return [json.loads(line) for line in lines]
+        def lines() -> list[str]:
+            return str(host.check_output(f"{command} --since=%s", since)).splitlines()
+
+        until(lambda: len(lines()) >= count)
+        return [json.loads(line) for line in lines()]
 
     return read
 

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
-from testinfra.host import Host
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "gateway/tests"))
-
 from door import Door, address
+from testinfra.host import Host
 
 
 @pytest.fixture

@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 from testinfra.host import Host
 
+from tests.lab.waiting import until
+
 CONVERGE = Path(__file__).resolve().parent.parent / "converge.yml"
 JOURNAL = "/var/log/journal/$(cat /etc/machine-id).local-llm-audit"
 RECEIVED = "/var/log/receiver.log"
@@ -50,14 +52,13 @@ def test_the_doors_and_the_bridges_record_of_a_request_are_found_together(
 def test_records_reach_a_server_of_syslog_over_tls(host: Host, guest: Guest, records: Records) -> None:
     written = {(record["request_id"], record["source"]) for record in records(host)[-3:]}
     form = rf"<134>1 \d{{4}}-\d\d-\d\dT\S+ {host.check_output('hostname')} local-llm-audit \S+ - - +({{.*}})"
-    deadline = time.monotonic() + 60
-    while True:
+
+    def received() -> set[tuple[str, str]]:
         lines = guest("debian13").run("cat %s", RECEIVED).stdout.splitlines()
         sent = [json.loads(match[1]) for line in lines if (match := re.fullmatch(form, line))]
-        if written <= {(record["request_id"], record["source"]) for record in sent}:
-            break
-        assert time.monotonic() < deadline, lines[-5:]
-        time.sleep(0.5)
+        return {(record["request_id"], record["source"]) for record in sent}
+
+    until(lambda: written <= received())
     assert {source for _, source in written} == {"door", "bridge"}
 
 

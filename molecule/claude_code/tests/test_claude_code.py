@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,9 @@ from typing import Any
 import pytest
 from testinfra.host import Host
 
+from tests.claude_client.guest import ask, call_tool
+
 PROJECT = Path(__file__).resolve().parents[3]
-sys.path.insert(0, str(PROJECT))
-
-from tests.claude_client.guest import ask, call_tool  # noqa: E402
-
 DEVELOPERS = ("alice", "bob", "carol", "dave")
 SECRETS = {user: f"molecule-token-of-{user}" for user in DEVELOPERS}
 VERSION = "2.1.330"

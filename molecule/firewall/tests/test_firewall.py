@@ -78,7 +78,7 @@ def _listeners() -> Iterator[None]:
 
 def states(attacker: Host, target: str, *flags: str) -> tuple[dict[int, str], dict[str, int]]:
     """What a scan finds: the state of single ports, and how many others have each reason."""
-    shown = attacker.check_output(f"nmap -n -Pn -T4 --min-rate 12000 --max-retries 1 -oX - {' '.join(flags)} {target}")
+    shown = attacker.check_output(f"nmap -n -Pn -T4 -oX - {' '.join(flags)} {target}")
     ports = next(ET.fromstring(shown).iter("ports"))  # noqa: S314 - nmap's own
     single = {int(port.attrib["portid"]): port.find("state").attrib["state"] for port in ports.iter("port")}  # type: ignore[union-attr]
     others = {reason.attrib["reason"]: int(reason.attrib["count"]) for reason in ports.iter("extrareasons")}
@@ -87,16 +87,20 @@ def states(attacker: Host, target: str, *flags: str) -> tuple[dict[int, str], di
 
 def test_a_full_scan_finds_what_is_allowed_and_nothing_else(guest: Guest) -> None:
     targets = [(name, address(guest, name)) for name in PROTECTED] + [(name, IPV6[name]) for name in PROTECTED]
+    allowed = ",".join(map(str, ALLOWED))
 
     def scan(target: str) -> tuple[dict[int, str], dict[str, int]]:
-        return states(guest("attacker"), target, "-sS -p-", "-6" if ":" in target else "")
+        family = "-6" if ":" in target else ""
+        # At this rate an answer may be lost where the machine is busy: those that have to come are asked for once more.
+        single, others = states(guest("attacker"), target, "-sS -p- --min-rate 12000 --max-retries 1", family)
+        return single | states(guest("attacker"), target, f"-sS -p {allowed}", family)[0], others
 
     with ThreadPoolExecutor(2) as pool:
         for (name, ip), (single, others) in zip(targets, pool.map(scan, [ip for _, ip in targets]), strict=True):
             assert set(single) == ALLOWED, f"{name} at {ip}"
             assert {port for port, state in single.items() if state == "open"} == {8443, 9001}
             # Dropped: a refusal would be a reset or an ICMP message.
-            assert others == {"no-response": 65535 - len(ALLOWED)}
+            assert set(others) == {"no-response"}
 
 
 @pytest.mark.parametrize("family", [4, 6])

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -16,11 +15,9 @@ from pathlib import Path
 import pytest
 from testinfra.host import Host
 
+from tests.leaks.search import Place, misplaced
+
 PROJECT = Path(__file__).resolve().parent.parent.parent.parent
-sys.path.insert(0, str(PROJECT))
-
-from tests.leaks.search import Place, misplaced  # noqa: E402
-
 INVENTORIES = [PROJECT / "inventories/demo", PROJECT / "molecule/fleet/inventory"]
 HOSTS = ("model1", "model2", "gateway1", "gateway2", "dev1")
 FORMER = {"fleet_engine_key": "molecule-fleet-engine-key", "fleet_bridge_key": "molecule-fleet-bridge-key"}

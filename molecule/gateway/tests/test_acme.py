@@ -6,20 +6,16 @@ import json
 import re
 import ssl
 import subprocess
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from socket import create_connection
 
 import pytest
+from door import QUESTION, Door, address, trusted
 from testinfra.host import Host
 
 SCENARIO = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(SCENARIO / "tests"))
-
-from door import QUESTION, Door, address, trusted  # noqa: E402
-
 UNIT = "local-llm-gateway"
 RENEWAL = "local-llm-gateway-acme"
 ACME = f"--extra-vars=@{SCENARIO / 'vars/acme.yml'}"

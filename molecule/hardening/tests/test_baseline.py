@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from testinfra.host import Host
 
-PROJECT = Path(__file__).resolve().parent.parent.parent.parent
-sys.path.insert(0, str(PROJECT))
+from tests.baseline import report
 
-from tests.baseline import report  # noqa: E402
+PROJECT = Path(__file__).resolve().parent.parent.parent.parent
 
 
 def test_hardened_hosts_pass_what_applies_or_it_says_why_not(

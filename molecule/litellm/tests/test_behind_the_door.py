@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from door import Door, address, asking, question
 from testinfra.host import Host
+
+from tests.claude_client.guest import ask as ask_claude_code
 
 SCENARIO = Path(__file__).resolve().parent.parent
 PROJECT = SCENARIO.parent.parent
-sys.path[:0] = [str(PROJECT), str(PROJECT / "molecule/gateway/tests")]
-
-from door import Door, address, asking, question  # noqa: E402
-
-from tests.claude_client.guest import ask as ask_claude_code  # noqa: E402
-
 ANSWERS = json.loads((PROJECT / "tests/tiny_model/answers.json").read_text())["chat"]
 FRANCE = "What is the capital of France?"
 

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 from testinfra.host import Host
 
+from tests.lab.waiting import until
+
 SCENARIO = Path(__file__).resolve().parent.parent
 PROJECT = SCENARIO.parent.parent
 ANSWERS = json.loads((PROJECT / "tests/tiny_model/answers.json").read_text())
@@ -66,14 +68,6 @@ def shown(host: Host, name: str) -> str:
 def journal(host: Host) -> str:
     """All that LiteLLM has logged since the guest booted."""
     return str(host.check_output("journalctl --boot --no-pager --unit=%s", UNIT))
-
-
-def until(condition: Callable[[], bool], seconds: int = 90) -> None:
-    """Wait for something; a failed assertion says that it did not come."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.5)
 
 
 def engine(host: Host) -> str:
@@ -260,7 +254,7 @@ def test_without_replicas_a_request_fails_and_the_next_model_helps_where_there_i
     answers = run(one, "load.py", URL, KEY, "qwen2-tiny", "6")
     assert set(answers) <= {500, 429}  # 429 while both are left alone: an outage looks like a limit
     start_engines(one)
-    until(lambda: http(one, "/v1/chat/completions", question("ping"))[0] == 200, seconds=30)
+    until(lambda: http(one, "/v1/chat/completions", question("ping"))[0] == 200)
 
 
 def test_a_stop_takes_nothing_new_and_lets_a_stream_end(one: Host) -> None:
@@ -272,7 +266,7 @@ def test_a_stop_takes_nothing_new_and_lets_a_stream_end(one: Host) -> None:
         "refused": True,
     }
     assert stream["events"] > 100
-    until(lambda: shown(one, "ActiveState") == "inactive", seconds=20)
+    until(lambda: shown(one, "ActiveState") == "inactive")
     assert shown(one, "Result") == "success"
     one.check_output("systemctl start %s", UNIT)
     assert http(one, "/health/readiness", key=None)[0] == 200  # ready when systemd says so

@@ -6,21 +6,17 @@ It leaves debian13 with another key than the scenario has; ``molecule converge``
 from __future__ import annotations
 
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from door import address, asking, question
 from testinfra.host import Host
+
+from tests.leaks.search import Place, misplaced
 
 SCENARIO = Path(__file__).resolve().parent.parent
 PROJECT = SCENARIO.parent.parent
-sys.path[:0] = [str(PROJECT), str(PROJECT / "molecule/gateway/tests")]
-
-from door import address, asking, question  # noqa: E402
-
-from tests.leaks.search import Place, misplaced  # noqa: E402
-
 MASTER_KEY = "sk-molecule-litellm-master-key"
 
 pytestmark = pytest.mark.units("litellm", "local-llm-gateway")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from testinfra.host import Host
+
+from tests.lab.waiting import until
 
 SCENARIO = Path(__file__).resolve().parent.parent
 PROJECT = SCENARIO.parent.parent
@@ -90,13 +91,10 @@ def test_the_journal_does_not_hold_what_people_ask(host: Host) -> None:
 
 
 def test_it_comes_back_after_it_was_killed(host: Host) -> None:
-    before = host.check_output("systemctl show --property=MainPID --value %s", UNIT)
+    shown = "systemctl show --property=MainPID --property=ActiveState --value %s"
+    before = host.check_output(shown, UNIT)
     host.check_output("systemctl kill --signal=KILL %s", UNIT)
-    deadline = time.monotonic() + 30
-    while host.check_output("systemctl is-active %s || true", UNIT) != "active":
-        assert time.monotonic() < deadline
-        time.sleep(0.5)
-    assert host.check_output("systemctl show --property=MainPID --value %s", UNIT) != before
+    until(lambda: (now := host.check_output(shown, UNIT)) != before and "active" in now.splitlines())
     assert ask(host, "ping") == "pong"
 
 

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 from testinfra.host import Host
 
+from tests.lab.waiting import until
+
 SCENARIO = Path(__file__).resolve().parent.parent
 PROJECT = SCENARIO.parent.parent
 ANSWERS = json.loads((PROJECT / "tests/tiny_model/answers.json").read_text())
@@ -64,10 +66,7 @@ def journal(host: Host) -> str:
 
 def wait_until_ready(host: Host) -> None:
     """Wait until the bridge says that it and its engine are ready."""
-    deadline = time.monotonic() + 60
-    while host.run(f"curl -sf -m 5 -o /dev/null {URL}/readyz").failed:
-        assert time.monotonic() < deadline, http(host, "/readyz")
-        time.sleep(0.5)
+    until(lambda: host.run(f"curl -sf -m 5 -o /dev/null {URL}/readyz").succeeded)
 
 
 @pytest.fixture
@@ -85,8 +84,9 @@ def test_chat_gives_the_models_known_answer(host: Host, message: str) -> None:
 
 
 def test_a_record_says_who_called_what_and_how_it_went_but_not_the_words(host: Host, records: Records) -> None:
+    since = host.check_output("date '+%F %T.%6N'")
     call(host, "chat", message="What is the capital of France?")
-    record = [record for record in records(host) if record["source"] == "bridge"][-1]
+    (record,) = records(host, since, count=1)
     shown = ("source", "developer", "client", "what", "model", "outcome")
     assert [record[key] for key in shown] == ["bridge", "alice", "127.0.0.1", "chat", "qwen2-tiny", "ok"]
     assert "France" not in journal(host)
@@ -101,8 +101,9 @@ def test_strangers_are_turned_away(host: Host, token: str) -> None:
 
 
 def test_the_door_says_whose_request_it_is_and_nobody_else_does(host: Host, records: Records) -> None:
+    since = host.check_output("date '+%F %T.%6N'")
     assert call(host, "chat", token=DOOR_KEY, developer="bob", message="Hello") == (200, ANSWERS["chat"]["Hello"])
-    record = [record for record in records(host) if record["source"] == "bridge"][-1]
+    (record,) = records(host, since, count=1)
     assert (record["developer"], record["what"]) == ("bob", "chat")
     assert call(host, "chat", developer="mallory", message="Hello")[0] == 200
     assert call(host, "chat", token="wrong", developer="mallory", message="Hello")[0] == 401  # noqa: S106
@@ -208,10 +209,7 @@ def test_a_changed_tool_needs_no_restart(
     tools = {"mcp_bridge_tools": [{"name": "greet", "description": "Greet.", "template": "Hello"}]}
     assert play(SCENARIO / "converge.yml", "--limit=debian13", f"--extra-vars={json.dumps(tools)}").returncode == 0
     assert one.check_output("ls /etc/local-llm-bridge/tools") == "greet.yml"
-    deadline = time.monotonic() + 20
-    while "There is no tool" in call(one, "greet")[1]:
-        assert time.monotonic() < deadline
-        time.sleep(0.5)
+    until(lambda: "There is no tool" not in call(one, "greet")[1])
     assert call(one, "greet") == (200, ANSWERS["chat"]["Hello"])
     assert play(SCENARIO / "converge.yml", "--limit=debian13").returncode == 0
     assert one.check_output("ls /etc/local-llm-bridge/tools") == "translate.yml"

@@ -6,13 +6,14 @@ import json
 import os
 import signal
 import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import yaml
 from testinfra.host import Host
+
+from tests.lab.waiting import until
 
 SCENARIO = Path(__file__).resolve().parent.parent
 PROJECT = SCENARIO.parent.parent
@@ -41,14 +42,6 @@ def finished(process: subprocess.Popen[str]) -> str:
 def requests(host: Host) -> list[dict[str, Any]]:
     """What the stand-in hub was asked."""
     return [json.loads(line) for line in host.check_output("cat /srv/hub/requests.jsonl").splitlines()]
-
-
-def wait(condition: Callable[[], bool], seconds: float = 60) -> None:
-    """Wait for something to become true."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.5)
 
 
 def test_every_model_is_what_the_manifest_says_and_readable_by_all(host: Host) -> None:
@@ -126,7 +119,7 @@ def test_a_download_goes_on_when_ansible_is_gone(guest: Callable[..., Host]) -> 
     os.killpg(first.pid, signal.SIGKILL)
     assert 0 < partial.size < FILE["size"]
 
-    wait(lambda: bool(partial.size == FILE["size"]))
+    until(lambda: partial.size == FILE["size"])
     assert not final.exists  # nobody has verified it yet
     asked = len(requests(one))
     finished(play("converge.yml", *args))

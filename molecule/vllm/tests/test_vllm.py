@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,8 @@ from typing import Any
 import pytest
 from engine import KEY, base, post, question, status, stream
 from testinfra.host import Host
+
+from tests.lab.waiting import until
 
 SCENARIO = Path(__file__).resolve().parent.parent
 PROJECT = SCENARIO.parent.parent
@@ -29,14 +30,6 @@ pytestmark = pytest.mark.units(UNIT)
 def model1(guest: Callable[..., Host]) -> Host:
     """The host with two models."""
     return guest("model1")
-
-
-def until(condition: Callable[[], bool], seconds: int = 180) -> None:
-    """Wait for something; a failed assertion says that it did not come."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
 
 
 def shown(host: Host, name: str, unit: str = UNIT) -> str:
@@ -148,7 +141,7 @@ def test_it_comes_back_after_its_engine_was_killed(model1: Host) -> None:
     main = shown(model1, "MainPID")
     engine = model1.check_output("pgrep --parent %s --full EngineCore", main)
     model1.check_output("kill -KILL %s", engine)
-    until(lambda: not is_ready(model1), seconds=20)
+    until(lambda: not is_ready(model1))
     until(lambda: model1.service(UNIT).is_running and is_ready(model1))
     assert shown(model1, "MainPID") != main
     answer = post(f"{base(model1)}/v1/chat/completions", question("ping"))
@@ -165,7 +158,7 @@ def test_an_answer_that_is_under_way_ends_whole_when_the_service_is_stopped(mode
     assert received[-1] is None
     assert received[-2]["choices"][0]["finish_reason"] == "length"
     assert len(received) > tokens / 2
-    until(lambda: shown(model1, "ActiveState") == "inactive", seconds=60)
+    until(lambda: shown(model1, "ActiveState") == "inactive")
     assert shown(model1, "Result") == "success"
     assert status(f"{base(model1)}/health") == 0
     assert model1.check_output("systemctl is-active vllm@second") == "active"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +11,8 @@ import pytest
 import testinfra
 from engine import KEY, base, post, question, status
 from testinfra.host import Host
+
+from tests.lab.waiting import until
 
 SCENARIO = Path(__file__).resolve().parent.parent
 PROJECT = SCENARIO.parent.parent
@@ -44,12 +45,9 @@ def answer(host: Host) -> str:
     return str(reply["choices"][0]["message"]["content"])
 
 
-def until_ready(host: Host, *, ready: bool, seconds: int) -> None:
-    """Wait until the model's readiness is so; when it is not, 503 or, while the unit starts again, no answer at all."""
-    deadline = time.monotonic() + seconds
-    while (status(f"{base(host, PORT)}/health") == 200) != ready:
-        assert time.monotonic() < deadline
-        time.sleep(0.5)
+def is_ready(host: Host) -> bool:
+    """The model's readiness; when it is not, 503 comes or, while the unit starts again, no answer at all."""
+    return bool(status(f"{base(host, PORT)}/health") == 200)
 
 
 def test_it_is_added_to_the_models_that_run(first: Host, play: Play) -> None:
@@ -103,8 +101,8 @@ def test_it_answers_behind_the_firewall(first: Host, other: Host, play: Play) ->
 
 def test_it_comes_back_after_the_other_host_lost_its_ray(first: Host, other: Host) -> None:
     other.check_output("pkill --signal KILL --exact raylet")
-    until_ready(first, ready=False, seconds=60)
-    until_ready(first, ready=True, seconds=300)
+    until(lambda: not is_ready(first))
+    until(lambda: is_ready(first))
     assert answer(first) == "pong"
 
 
