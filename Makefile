@@ -68,7 +68,10 @@ molecule: venv ## the roles' scenarios on Debian 12 and 13, and the fleet; one o
 	pytest tests/lab
 	rm -rf $(FAILED) && mkdir -p $(FAILED)
 	$(MAKE) --jobs=2 --keep-going --output-sync=target $(SCENARIOS:%=molecule-%) || { \
-	  grep -E '^(FAILED|ERROR|E  |fatal:|\[ERROR\])' $(FAILED)/* | cut -c -300 | tail -n 40; exit 1; }
+	  for log in $(FAILED)/*; do \
+	    echo "$$(basename $$log):"; \
+	    sed -nE 's/\x1b\[[0-9;]*m//g; /^(FAILED |ERROR [^ ]|E  |fatal:|\[ERROR\]|\* \[)|Executed: Failed/p' $$log | cut -c -250 | tail -n 12; \
+	  done; exit 1; }
 
 # While one waits, the other computes. The log of one that fails stays, so that the last lines can say why.
 molecule-%:
