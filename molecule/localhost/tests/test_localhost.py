@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import subprocess
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from testinfra.host import Host
 
+from tests.lab.waiting import until
+
 PROJECT = Path(__file__).resolve().parent.parent.parent.parent
 INVENTORIES = [PROJECT / "molecule/localhost/inventory"]
+ENGINE, BRIDGE = "llama-cpp@qwen2-tiny", "local-llm-bridge"
 
-pytestmark = pytest.mark.units("llama-cpp@qwen2-tiny", "local-llm-bridge")
-
+pytestmark = pytest.mark.units(ENGINE, BRIDGE)
 
 Play = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -28,8 +32,18 @@ def test_the_play_says_which_model_it_serves_and_why(play: Play) -> None:
     assert "set HF_ENDPOINT to a mirror that can" in said
 
 
-def test_the_model_answers_through_the_bridge(play: Play) -> None:
-    done = play(PROJECT / "playbooks/verify.yml")
+def test_the_model_answers_through_the_bridge_and_may_take_long(guest: Callable[..., Host], play: Play) -> None:
+    """As a large model does: after five seconds the bridge sends signs of life, and the answer as an event."""
+    server = guest("server1")
+    with ThreadPoolExecutor() as pool:
+        server.check_output("systemctl kill --signal=STOP %s", ENGINE)
+        try:
+            verified = pool.submit(play, PROJECT / "playbooks/verify.yml")
+            until(lambda: "1 calls running" in server.check_output("systemctl status %s", BRIDGE))
+            time.sleep(6)
+        finally:
+            server.check_output("systemctl kill --signal=CONT %s", ENGINE)
+    done = verified.result()
     assert done.returncode == 0, done.stdout
     assert "def quicksort(items):" in done.stdout
 

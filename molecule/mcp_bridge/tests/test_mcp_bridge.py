@@ -56,7 +56,10 @@ def call(host: Host, tool: str, token: str = TOKEN, developer: str = "", **argum
     }
     options = [option for name, value in headers.items() if value for option in ("-H", f"{name}: {value}")]
     status, answer = http(host, "/mcp", *options, "-d", body)
-    return status, json.loads(answer)["result"]["content"][0]["text"] if status == 200 else answer
+    if status != 200:
+        return status, answer
+    result = answer.rstrip().splitlines()[-1].removeprefix("data: ")  # events, if it took long
+    return status, json.loads(result)["result"]["content"][0]["text"]
 
 
 def journal(host: Host) -> str:
