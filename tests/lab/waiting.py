@@ -8,16 +8,17 @@ from collections.abc import Callable
 PATIENCE = 300  # seconds: a test is not the place to find a machine slow
 
 
-def until(condition: Callable[[], object]) -> None:
+def until(condition: Callable[[], object], seconds: float = PATIENCE) -> None:
     """Wait until something is so.
 
     Args:
         condition: What is asked, five times a second; true is the end of it.
+        seconds: How long; less than five minutes where something would come by itself that must not be taken for it.
 
     Raises:
-        AssertionError: It has not become so within five minutes.
+        AssertionError: It has not become so in that time.
     """
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, f"not within {PATIENCE} s"
+        assert time.monotonic() < deadline, f"not within {seconds} s"
         time.sleep(0.2)

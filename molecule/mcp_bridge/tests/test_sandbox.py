@@ -104,7 +104,7 @@ def wait_until_nothing_is_left(host: Host) -> None:
     """Wait until no unit of a sandbox is there, nor a process that an attempt has started."""
     units = "systemctl list-units --all --plain --no-legend 'local-llm-sandbox@*'"
     processes = "pgrep --full --list-full '[l]ocal-llm-escapes-left-behind|[/]tmp/main.py'"
-    until(lambda: not host.check_output(units) and not host.run(processes).stdout)
+    until(lambda: not host.check_output(units) and not host.run(processes).stdout, seconds=40)  # they sleep for 60
 
 
 def test_code_says_what_it_has_to_say(targets: Host) -> None:
