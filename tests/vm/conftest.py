@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable
 
 import pytest
 import testinfra
 from testinfra.host import Host
 
 KEY = "/var/cache/local-llm-fleet/vm/key"
-EMULATED_S = 300  # the longest that anything takes there on a busy machine
 
 
 @pytest.fixture(scope="session")
@@ -31,20 +28,3 @@ def host(port: int, tmp_path_factory: pytest.TempPathFactory) -> Host:
         sudo=True,
         timeout=120,
     )
-
-
-@pytest.fixture(scope="session")
-def eventually() -> Callable[[Callable[[], object]], None]:
-    """Wait until something is so.
-
-    Returns:
-        A function of what is asked again and again.
-    """
-
-    def wait(so: Callable[[], object]) -> None:
-        deadline = time.monotonic() + EMULATED_S
-        while not so():
-            assert time.monotonic() < deadline, f"not so after {EMULATED_S} s"
-            time.sleep(1)
-
-    return wait

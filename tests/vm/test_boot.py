@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import urllib.error
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from testinfra.host import Host
+
+from tests.lab.waiting import until
 
 ANSWERS = json.loads((Path(__file__).resolve().parent.parent / "tiny_model/answers.json").read_text())["chat"]
 QUICKSORT = "Write a quicksort function in Python."
@@ -32,8 +33,6 @@ print(answer[answer.index(bytes.fromhex("3501")) + 2])
 """
 TABLE = "nft --stateless --terse list table inet local_llm_fleet"
 
-Eventually = Callable[[Callable[[], object]], None]
-
 
 def logged(host: Host, *words: str) -> bool:
     """Whether the kernel has logged a packet that the firewall did not let through."""
@@ -45,8 +44,8 @@ def when(host: Host, unit: str, name: str) -> int:
     return int(host.check_output("systemctl show --property=%s --value %s", f"{name}TimestampMonotonic", unit))
 
 
-def test_nothing_has_failed(host: Host, eventually: Eventually) -> None:
-    eventually(lambda: host.run("systemctl is-system-running").stdout.strip() in ("running", "degraded"))
+def test_nothing_has_failed(host: Host) -> None:
+    until(lambda: host.run("systemctl is-system-running").stdout.strip() in ("running", "degraded"))
     assert host.check_output("systemctl --failed --plain --no-legend") == ""
 
 
@@ -62,9 +61,9 @@ def test_the_rules_were_there_before_the_network(host: Host) -> None:
     assert loaded < when(host, "ssh", "InactiveExit")
 
 
-def test_the_model_answers_whom_it_may(port: int, host: Host, eventually: Eventually) -> None:
+def test_the_model_answers_whom_it_may(port: int, host: Host) -> None:
     """The unit has started by itself, and the answer passes a firewall that is strict on both ways."""
-    eventually(lambda: host.service("llama-cpp@qwen2-tiny").is_running)
+    until(lambda: host.service("llama-cpp@qwen2-tiny").is_running)
     body = {"model": "qwen2-tiny", "temperature": 0, "messages": [{"role": "user", "content": QUICKSORT}]}
     request = urllib.request.Request(
         f"http://127.0.0.1:{port + 1}/v1/chat/completions",
@@ -75,23 +74,23 @@ def test_the_model_answers_whom_it_may(port: int, host: Host, eventually: Eventu
         assert json.load(answer)["choices"][0]["message"]["content"] == ANSWERS[QUICKSORT]
 
 
-def test_the_bridge_is_ready(host: Host, eventually: Eventually) -> None:
-    eventually(lambda: host.run("curl --silent --fail --max-time 60 http://127.0.0.1:8080/readyz").rc == 0)
+def test_the_bridge_is_ready(host: Host) -> None:
+    until(lambda: host.run("curl --silent --fail --max-time 60 http://127.0.0.1:8080/readyz").rc == 0)
 
 
-def test_what_is_dropped_is_logged(port: int, host: Host, eventually: Eventually) -> None:
+def test_what_is_dropped_is_logged(port: int, host: Host) -> None:
     """Somebody listens there; of QEMU's network this machine's side answers, and the packet is sent on."""
     host.check_output("systemd-run --quiet --collect --unit=listener python3 -m http.server 5555")
-    eventually(lambda: host.run("curl --silent http://127.0.0.1:5555/").rc == 0)
+    until(lambda: host.run("curl --silent http://127.0.0.1:5555/").rc == 0)
     with pytest.raises((TimeoutError, ConnectionError, urllib.error.URLError)):
         urllib.request.urlopen(f"http://127.0.0.1:{port + 2}/", timeout=10)
-    eventually(lambda: logged(host, " in: ", "SRC=10.0.2.2 ", "PROTO=TCP ", "DPT=5555 "))
+    until(lambda: logged(host, " in: ", "SRC=10.0.2.2 ", "PROTO=TCP ", "DPT=5555 "))
     host.check_output("systemctl stop listener")
 
 
-def test_what_must_not_go_out_is_refused_and_logged(host: Host, eventually: Eventually) -> None:
+def test_what_must_not_go_out_is_refused_and_logged(host: Host) -> None:
     assert host.run("curl --silent --max-time 120 http://192.0.2.1/").rc == 7  # at once
-    eventually(lambda: logged(host, " out: ", "DST=192.0.2.1 ", "PROTO=TCP ", "DPT=80 "))
+    until(lambda: logged(host, " out: ", "DST=192.0.2.1 ", "PROTO=TCP ", "DPT=80 "))
 
 
 def test_addresses_are_asked_for_and_given(host: Host) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 from testinfra.host import Host
+
+from tests.lab.waiting import until
 
 SYSCTL = "/etc/sysctl.d/zz-local-llm-hardening.conf"
 RULES = "/etc/audit/rules.d/50-local-llm-hardening.rules"
@@ -21,8 +23,6 @@ profile probe {PROGRAM} {{
     /etc/os-release r,
 }}
 """
-
-Eventually = Callable[[Callable[[], object]], None]
 
 
 def test_the_journal_is_kept_over_the_reboot(host: Host) -> None:
@@ -63,11 +63,11 @@ def test_the_audit_rules_are_in_the_kernel(host: Host) -> None:
     assert len(loaded) == len(rules), loaded
 
 
-def test_auditd_logs_who_changes_what_makes_the_host_safe(host: Host, eventually: Eventually) -> None:
+def test_auditd_logs_who_changes_what_makes_the_host_safe(host: Host) -> None:
     host.check_output("touch /etc/sudoers.d/audited && rm /etc/sudoers.d/audited")
     # Ansible's account, through sudo: the audit knows who came in.
     search = "ausearch --input-logs --interpret --key scope --file /etc/sudoers.d/audited --loginuid %s"
-    eventually(lambda: host.run(search, host.check_output("id --user deploy")).rc == 0)
+    until(lambda: host.run(search, host.check_output("id --user deploy")).rc == 0)
 
 
 @pytest.fixture
@@ -80,14 +80,14 @@ def confined(host: Host) -> Iterator[Host]:
     host.check_output("echo %s | apparmor_parser --remove; rm %s", PROFILE, PROGRAM)
 
 
-def test_apparmor_confines_and_auditd_logs_it(confined: Host, eventually: Eventually) -> None:
+def test_apparmor_confines_and_auditd_logs_it(confined: Host) -> None:
     assert int(confined.check_output("aa-status --enforced")) > 1  # Debian's own, too
     assert confined.run("%s /etc/os-release", PROGRAM).rc == 0
     refused = confined.run("%s /etc/hostname", PROGRAM)
     assert "Permission denied" in refused.stderr
     # ausearch does not find AppArmor's records.
     search = 'grep \'^type=AVC .*apparmor="DENIED".*profile="probe" name="/etc/hostname"\' /var/log/audit/audit.log'
-    eventually(lambda: confined.run(search).rc == 0)
+    until(lambda: confined.run(search).rc == 0)
 
 
 def test_the_clock_is_set_by_a_service_that_no_container_runs(host: Host) -> None:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 from testinfra.host import Host
+
+from tests.lab.waiting import until
 
 BRIDGE = "local-llm-bridge.service"
 ENGINE = "llama-cpp@qwen2-tiny.service"
 SANDBOX = "local-llm-sandbox@*.service"  # while there is one
 MIB = 1024 * 1024
 
-Eventually = Callable[[Callable[[], object]], None]
 
 # Each is a process that goes into a unit's cgroup, and there does what the limit is against. It gives up beyond it.
 JOIN = """
@@ -79,16 +80,16 @@ def cgroup(host: Host, unit: str) -> str:
 
 
 @pytest.fixture
-def sandbox(host: Host, eventually: Eventually) -> Iterator[Host]:
+def sandbox(host: Host) -> Iterator[Host]:
     """Python code of a developer runs, and would like two processors."""
     host.check_output("systemd-run --quiet --collect --unit=caller python3 -c %s %s", RUN_CODE, BUSY)
-    eventually(lambda: "begun" in host.check_output("journalctl --boot --output=cat --unit=caller"))
+    until(lambda: "begun" in host.check_output("journalctl --boot --output=cat --unit=caller"))
     yield host
     host.run("systemctl stop caller")
-    eventually(lambda: not host.check_output("systemctl list-units --plain --no-legend %s", SANDBOX))
+    until(lambda: not host.check_output("systemctl list-units --plain --no-legend %s", SANDBOX))
 
 
-def is_held_at_its_memory(host: Host, unit: str, limit: int, eventually: Eventually) -> None:
+def is_held_at_its_memory(host: Host, unit: str, limit: int) -> None:
     """A process of the unit that wants more than its MemoryMax is killed, because of that limit and of none else."""
     assert int(shown(host, unit, "MemoryMax")) == limit
     group = cgroup(host, unit)
@@ -98,7 +99,7 @@ def is_held_at_its_memory(host: Host, unit: str, limit: int, eventually: Eventua
     assert limit / 2 < int(eaten[-3]) * MIB < limit
     name = re.escape(group.removeprefix("/sys/fs/cgroup"))
     kill = f"oom-kill:constraint=CONSTRAINT_MEMCG,.*oom_memcg={name},.*task=python3,"
-    eventually(lambda: host.run("journalctl --dmesg --boot --grep=%s", kill).rc == 0)
+    until(lambda: host.run("journalctl --dmesg --boot --grep=%s", kill).rc == 0)
 
 
 def is_held_at_its_tasks(host: Host, unit: str, limit: int) -> None:
@@ -112,16 +113,16 @@ def is_held_at_its_tasks(host: Host, unit: str, limit: int) -> None:
     assert int(out[3]) > 0  # refused
 
 
-def test_the_bridge_is_held_at_its_memory_and_comes_back(host: Host, eventually: Eventually) -> None:
+def test_the_bridge_is_held_at_its_memory_and_comes_back(host: Host) -> None:
     restarts = int(shown(host, BRIDGE, "NRestarts"))
-    is_held_at_its_memory(host, BRIDGE, 1024 * MIB, eventually)
-    eventually(lambda: "'oom-kill'" in host.check_output("journalctl --boot --output=cat --unit=%s", BRIDGE))
-    eventually(lambda: host.run("curl --silent --fail --max-time 60 http://127.0.0.1:8080/readyz").rc == 0)
+    is_held_at_its_memory(host, BRIDGE, 1024 * MIB)
+    until(lambda: "'oom-kill'" in host.check_output("journalctl --boot --output=cat --unit=%s", BRIDGE))
+    until(lambda: host.run("curl --silent --fail --max-time 60 http://127.0.0.1:8080/readyz").rc == 0)
     assert int(shown(host, BRIDGE, "NRestarts")) == restarts + 1
 
 
-def test_the_sandbox_is_held_at_its_memory(sandbox: Host, eventually: Eventually) -> None:
-    is_held_at_its_memory(sandbox, SANDBOX, (256 + 64) * MIB, eventually)
+def test_the_sandbox_is_held_at_its_memory(sandbox: Host) -> None:
+    is_held_at_its_memory(sandbox, SANDBOX, (256 + 64) * MIB)
 
 
 @pytest.mark.parametrize(("unit", "limit"), [(BRIDGE, 64), (ENGINE, 512)])
