@@ -31,13 +31,13 @@ CA = "/home/alice/.config/local-llm-fleet/local-llm-ca.pem"
 INSIDE = "http://127.0.0.1:8081/qwen2-tiny/v1/models"
 MODEL_HOSTS = ("model1", "model2")
 GATEWAYS = ("gateway1", "gateway2")
-# Asks the door again and again until it was gone and has come back; how long it gave no answer, in seconds.
+# Asks the door again and again for eight seconds; the longest time without an answer, in seconds.
 WATCH = f"""
 import http.client, pathlib, ssl, time
 token = pathlib.Path("/home/alice/.config/local-llm-fleet/local-llm.token").read_text().strip()
 start = last = time.monotonic()
 longest = 0.0
-while longest < 0.4 and time.monotonic() < start + 60:
+while time.monotonic() < start + 8:
     door = http.client.HTTPSConnection("llm.test", timeout=0.5, context=ssl.create_default_context(cafile="{CA}"))
     try:
         door.request("GET", "/v1/models", headers={{"x-api-key": token}})
@@ -285,15 +285,15 @@ def test_another_gateway_answers_when_one_is_gone(guest: Guest) -> None:
     finally:
         subprocess.run([podman, "unpause", container], check=True)
     assert result.text == ANSWERS["chat"]["Hello"]
-    assert 0.4 < float(dev1.check_output("cat /run/watch")) < 20
+    assert 0.3 < float(dev1.check_output("cat /run/watch")) < 3
     assert has_address(guest)  # one of them, whichever: the other one did not know that it was gone
 
 
-def test_a_door_that_is_stopped_hands_its_address_on(guest: Guest) -> None:
+def test_a_door_that_is_stopped_hands_its_address_on_at_once(guest: Guest) -> None:
     stopped = has_address(guest)
     guest(stopped).check_output("systemctl stop %s", DOOR)
     try:
-        curl = "curl -sf -o /dev/null --max-time 20 --cacert %s -H 'x-api-key: molecule-fleet-token-of-alice' https://llm.test/v1/models"
+        curl = "curl -sf -o /dev/null --max-time 2 --cacert %s -H 'x-api-key: molecule-fleet-token-of-alice' https://llm.test/v1/models"
         guest("dev1").check_output(curl, CA)
     finally:
         guest(stopped).check_output("systemctl start %s", DOOR)
