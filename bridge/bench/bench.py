@@ -1,7 +1,7 @@
 """Compares the bridge with its Node version in one interleaved run: `make bench`, or `python -m bench.bench --help`.
 
 Both get the same calls and ask the same stand-in engine (engine.py). Prints a table of medians and ratios, and puts it
-into docs/benchmarks.md.
+into docs/benchmarks.md. With --before, another build of the bridge takes Node's place, to see what a change costs.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class Contestant:
     """A bridge in one of its two forms.
 
     Args:
-        name: `ours` or `node`.
+        name: `ours`, `node` or `before`.
         over: `stdio` or `http`.
         command: starts it.
         environment: all that it gets.
@@ -106,6 +106,11 @@ class Contestant:
     environment: Mapping[str, str]
     port: int = 0
     load_options: tuple[str, ...] = ()
+
+    @property
+    def streams(self) -> bool:
+        """Whether it asks the engine for a stream, as our bridge does; the guide's asks for the whole answer."""
+        return self.name != "node"
 
     @contextmanager
     def running(self, *options: str) -> Iterator[tuple[int, wire.Wire]]:
@@ -249,45 +254,54 @@ def stand_in() -> Iterator[int]:
             process.kill()
 
 
-def contestants(folder: Path, engine_port: int, ours: Sequence[str], node: str) -> list[Contestant]:
-    """Return what is compared, ours and Node's in turn; writes what our bridge needs into a folder."""
+def contestants(folder: Path, engine_port: int, bridges: Mapping[str, Sequence[str]]) -> list[Contestant]:
+    """Return what is compared, first over stdio, then over HTTP; writes what our bridge needs into a folder.
+
+    Args:
+        folder: for settings.
+        engine_port: of the stand-in engine.
+        bridges: the command of each, by its name.
+    """
     url = f"http://127.0.0.1:{engine_port}/v1"
-    ours_port, node_port = free_port(), free_port()
     # As many at once as there are calls, and no limit per developer: the Node bridge has neither.
     models = [{"name": engine.MODEL, "url": url, "context": 32768, "concurrency": 64, "queue": 64}]
     serve = {
-        "listen": {"port": ours_port},
         "models": models,
         "developers": [{"name": "bench", "token_sha256": hashlib.sha256(TOKEN.encode()).hexdigest()}],
         "requests_per_minute": 0,
     }
     # JSON is YAML.
-    (folder / "serve.yml").write_text(json.dumps(serve))
-    (folder / "stdio.yml").write_text(json.dumps({"models": models}))
+    stdio_file = folder / "stdio.yml"
+    stdio_file.write_text(json.dumps({"models": models}))
     environment = {
         "LOCAL_API_URL": url,
         "MODEL_NAME": engine.MODEL,
         "OPENAI_API_KEY": "none",
         **{name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ},
     }
-    script = str(HERE / "node" / "bridge.mjs")
-    many = ("stdio", "--config", str(folder / "stdio.yml"))
-    serving = (*ours, "serve", "--config", str(folder / "serve.yml"))
-    return [
-        Contestant("ours", "stdio", tuple(ours), environment, load_options=many),
-        Contestant("node", "stdio", (node, script), environment),
-        Contestant("ours", "http", serving, environment, ours_port),
-        Contestant("node", "http", (node, script, str(node_port)), environment, node_port),
-    ]
+    over_stdio, over_http = [], []
+    for name, command in bridges.items():
+        port = free_port()
+        if name == "node":
+            over_stdio.append(Contestant(name, "stdio", tuple(command), environment))
+            over_http.append(Contestant(name, "http", (*command, str(port)), environment, port))
+            continue
+        serve_file = folder / f"{name}.yml"
+        serve_file.write_text(json.dumps({**serve, "listen": {"port": port}}))
+        many = ("stdio", "--config", str(stdio_file))
+        over_stdio.append(Contestant(name, "stdio", tuple(command), environment, load_options=many))
+        serving = (*command, "serve", "--config", str(serve_file))
+        over_http.append(Contestant(name, "http", serving, environment, port))
+    return [*over_stdio, *over_http]
 
 
-def compare(ours: Sequence[str], node: str, size: Size) -> tuple[dict[tuple[str, str], Figures], list[str]]:
+def compare(bridges: Mapping[str, Sequence[str]], size: Size) -> tuple[dict[tuple[str, str], Figures], list[str]]:
     """Run all rounds; gives the figures by transport and bridge, and lines about the engine alone."""
     results: dict[tuple[str, str], Figures] = defaultdict(lambda: defaultdict(list))
     alone: dict[bool, list[tuple[list[float], float]]] = {True: [], False: []}
     texts = Texts()
     with stand_in() as port, tempfile.TemporaryDirectory() as folder:
-        pairs = contestants(Path(folder), port, ours, node)
+        pairs = contestants(Path(folder), port, bridges)
         for contestant in pairs:
             start(contestant, texts, defaultdict(list))  # its files are in the page cache and compiled now
         for number in range(1, size.rounds + 1):
@@ -299,8 +313,7 @@ def compare(ours: Sequence[str], node: str, size: Size) -> tuple[dict[tuple[str,
                 for contestant in order:
                     start(contestant, texts, results[contestant.over, contestant.name])
             for contestant in order:
-                # Ours asks the engine for a stream, the guide's for the whole answer.
-                direct = alone[contestant.name == "ours"][-1][0]
+                direct = alone[contestant.streams][-1][0]
                 load(contestant, texts, size, direct, results[contestant.over, contestant.name])
             print(f"round {number} of {size.rounds} done", file=sys.stderr)
     lines = []
@@ -313,15 +326,15 @@ def compare(ours: Sequence[str], node: str, size: Size) -> tuple[dict[tuple[str,
     return results, lines
 
 
-def table(over: str, ours: Figures, node: Figures) -> list[str]:
-    """Return one transport's figures as a Markdown table."""
-    lines = ["| | ours | Node | ours/Node | target |", "|---|--:|--:|--:|:--|"]
+def table(over: str, ours: Figures, others: Figures, name: str) -> list[str]:
+    """Return one transport's figures as a Markdown table; `name` is that of the other bridge."""
+    lines = [f"| | ours | {name} | ours/{name} | target |", "|---|--:|--:|--:|:--|"]
     for figure in FIGURES:
-        mine, theirs = statistics.median(ours[figure.key]), statistics.median(node[figure.key])
+        mine, theirs = statistics.median(ours[figure.key]), statistics.median(others[figure.key])
         ratio = mine / theirs
         target = HTTP_THROUGHPUT if (over, figure.key) == ("http", "throughput") else figure.target
         verdict = ""
-        if target is not None:
+        if target is not None and name == "Node":
             met = ratio >= target if figure.more_is_better else ratio <= target
             sign = "≥" if figure.more_is_better else "≤"
             verdict = f"{sign} {target:.1f}: {'met' if met else '**missed**'}"
@@ -357,11 +370,12 @@ def machine(node: str) -> str:
     )
 
 
-def report(results: Mapping[tuple[str, str], Figures], alone: Sequence[str], node: str, size: Size) -> str:
-    """Return what goes into the documentation."""
-    lines = [machine(node), ""]
+def report(results: Mapping[tuple[str, str], Figures], alone: Sequence[str], other: str, size: Size) -> str:
+    """Return the tables, ours beside `other` (`node` or `before`), and how they were measured."""
+    lines = []
     for over, title in (("stdio", "stdio"), ("http", "streamable HTTP")):
-        lines += [f"### Over {title}", "", *table(over, results[over, "ours"], results[over, "node"]), ""]
+        rows = table(over, results[over, "ours"], results[over, other], other.replace("node", "Node"))
+        lines += [f"### Over {title}", "", *rows, ""]
     lines.append(
         f"Medians of {size.rounds} rounds; in each, {size.starts} cold starts, {size.calls} calls one at a time and "
         f"{size.calls_at_once} calls {AT_ONCE} at once. {' '.join(alone)}"
@@ -389,12 +403,22 @@ def main() -> None:
         metavar="COMMAND",
         help="our bridge (default: the installed one)",
     )
+    parser.add_argument(
+        "--before",
+        type=shlex.split,
+        metavar="COMMAND",
+        help="compare with this other build of our bridge instead of Node; docs/benchmarks.md is left alone",
+    )
     arguments = parser.parse_args()
     size = QUICK if arguments.quick else FULL
-    results, alone = compare(arguments.ours, arguments.node, size)
-    text = report(results, alone, arguments.node, size)
+    other = "before" if arguments.before else "node"
+    command = arguments.before or [arguments.node, str(HERE / "node" / "bridge.mjs")]
+    results, alone = compare({"ours": arguments.ours, other: command}, size)
+    text = report(results, alone, other, size)
+    if other == "node":
+        text = f"{machine(arguments.node)}\n\n{text}"
     print(text)
-    if not arguments.quick:
+    if other == "node" and not arguments.quick:
         into_docs(text)
 
 
