@@ -13,7 +13,7 @@ PROJECT = Path(__file__).resolve().parents[2]
 GATEWAYS = {"gateway1": {"fleet_address": "10.0.0.5"}, "gateway2": {}}
 
 
-def value(folder: Path, expression: str, host: str, company: str = "", **variables: str) -> Any:
+def value(folder: Path, expression: str, host: str, company: str = "", **variables: object) -> Any:
     """What an expression is on a host of a small fleet.
 
     Args:
@@ -26,6 +26,7 @@ def value(folder: Path, expression: str, host: str, company: str = "", **variabl
     inventory = {
         "all": {"vars": {"fleet_secrets": str(folder), "fleet_company_ca": company, "ansible_connection": "local"}},
         "gateways": {"hosts": GATEWAYS, "vars": variables},
+        "model_hosts": {"hosts": {"model1": {}, "model2": {}}},
         "developer_hosts": {"hosts": {"dev1": {}}},
     }
     file = folder / "hosts.json"
@@ -57,3 +58,21 @@ def test_developers_trust_the_private_ca_only_where_it_signs(tmp_path: Path, tls
 def test_a_gateway_knows_the_others(tmp_path: Path) -> None:
     assert value(tmp_path, "gateway_peers", "gateway1") == [{"name": "gateway2", "address": "gateway2"}]
     assert value(tmp_path, "gateway_peers", "gateway2") == [{"name": "gateway1", "address": "10.0.0.5"}]
+
+
+@pytest.mark.parametrize("hosts", [["model1"], ["model1", "model2"]])
+def test_litellm_asks_the_gateway_which_knows_the_replicas(tmp_path: Path, hosts: list[str]) -> None:
+    model = {"name": "qwen2-tiny", "engine": "llama_cpp", "port": 8000, "context": 4096, "hosts": hosts}
+    fleet = {"fleet_models": [model | {"aliases": ["gpt-4"], "fallbacks": []}], "fleet_litellm": True}
+    servers = value(tmp_path, "gateway_models", "gateway1", "", **fleet)[0]["servers"]
+    assert servers == [{"name": name, "address": f"{name}:8000"} for name in hosts]
+    (entry,) = value(tmp_path, "litellm_models", "gateway1", "", **fleet)
+    assert entry["replicas"] == ["http://127.0.0.1:8081/qwen2-tiny/v1"]
+    assert (entry["name"], entry["context"], entry["aliases"]) == ("qwen2-tiny", 4096, ["gpt-4"])
+
+
+def test_litellm_is_one_of_the_services_of_a_gateway(tmp_path: Path) -> None:
+    units = "fleet_services | map(attribute='unit') | list"
+    found = value(tmp_path, units, "gateway1", fleet_models=[], fleet_litellm=True)
+    assert found == ["litellm.service", "local-llm-gateway.service"]
+    assert value(tmp_path, units, "gateway1", fleet_models=[]) == ["local-llm-gateway.service"]

@@ -50,6 +50,7 @@ options:
 """
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
+HOST = r"[A-Za-z0-9._-]+|[0-9a-fA-F:.]+(%[A-Za-z0-9._-]+)?"  # a name, or an address of either kind
 PREFIX = "sk-"  # LiteLLM takes no caller's key without it
 TIMEOUTS = range(10, 86401)  # seconds
 UNIT = "litellm.service"
@@ -79,10 +80,12 @@ def replica_problems(model: dict[str, Any]) -> Iterator[str]:
     for url in replicas:
         try:
             parts = urlsplit(url)
-            usable = parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port > 0)
+            known = parts.scheme in ("http", "https") and re.fullmatch(HOST, parts.hostname or "")
+            usable = known and (parts.port is None or parts.port > 0) and re.fullmatch(r"\S+", url)
         except ValueError:  # a port that is none
             usable = False
-        if not usable or parts.path != "/v1" or parts.query or parts.fragment or parts.username:
+        path = parts.path if usable else ""
+        if not re.fullmatch(r"(/[A-Za-z0-9._~-]+)*/v1", path) or parts.query or parts.fragment or parts.username:
             yield f"{name}: {url!r} in replicas is not an engine's base URL; it looks like http://model1:8000/v1"
 
 
