@@ -183,8 +183,8 @@ def moody_bridge(moody: FakeEngine, tmp_path_factory: pytest.TempPathFactory) ->
     [
         (answer("200 OK", "text/html", "<h1>It works!</h1>"), "answered with text/html instead of a stream"),
         (answer("200 OK", "application/json", "{}"), "answered with application/json instead of a stream"),
-        (b"SSH-2.0-OpenSSH_9.2\r\n", "cannot be reached"),
-        (b"", "cannot be reached"),
+        (b"SSH-2.0-OpenSSH_9.2\r\n", "did not answer as an HTTP server does"),
+        (b"", "hung up before it answered"),
         (events("{ no JSON"), "not a chat completion"),
         (events("42"), "not a chat completion"),
         (events("x" * 20_000_000), "not a chat completion"),
@@ -197,10 +197,10 @@ def moody_bridge(moody: FakeEngine, tmp_path_factory: pytest.TempPathFactory) ->
         (events({"error": {"message": "out of memory"}}), "failed: out of memory"),
         (events(piece("half"), {"error": {"message": "out of memory"}}), "(out of memory)"),
         (events(piece("half"), "\x00\xff"), "Received until then (4 characters):\n\nhalf"),
-        (answer("404 Not Found", "text/plain", "no"), "does not serve qwen2-tiny there (HTTP 404)"),
+        (answer("404 Not Found", "text/plain", "no"), "does not serve qwen2-tiny there (HTTP 404: no)"),
         (answer("429 Too Many Requests", "application/json", '{"error": {"message": "later"}}'), "busy"),
         (answer("503 Service Unavailable", "application/json", '{"error": {"message": "Loading model"}}'), "Loading"),
-        (answer("500 Internal Server Error", "text/plain", "Traceback ..."), "failed (HTTP 500)"),
+        (answer("500 Internal Server Error", "text/plain", "no memory"), "failed (HTTP 500: no memory)"),
     ],
 )
 async def test_rubbish_from_an_engine_is_told_as_such(

@@ -183,6 +183,8 @@ class Backend:
         """
         answer = _Answer(time.monotonic())
         choice: Choice | None = None
+        if request.deadline is None:
+            request = replace(request, deadline=time.monotonic() + self.timeout_s)
         try:
             async with asyncio.timeout(self._left(request)):
                 choice = await self._choose(request)
@@ -304,7 +306,7 @@ async def _receive(client: EngineClient, choice: Choice, body: bytes, answer: _A
     """Send the request and gather the answer, so that the caller has what came if this fails."""
     engine = choice.engine
     try:
-        async with aclosing(client.stream(body, request.request_id)) as stream:
+        async with aclosing(client.stream(body, request.request_id, request.deadline)) as stream:
             async for events in stream:
                 for event in events:
                     answer.add(event)

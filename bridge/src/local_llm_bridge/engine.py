@@ -1,83 +1,91 @@
 """One engine over HTTP: streamed chat completions, and the names of the models that it serves.
 
-The first try goes out through aiohttp alone, which costs a fraction of what the openai client takes for a call. What
-went wrong with it is handed to the openai client, which judges it: whether to repeat the request, after which wait (the
-engine's Retry-After, else its own back-off), and which of its errors it is. Repetitions go through aiohttp as well.
-So openai, which takes longer to import than all the rest, is imported only when something goes wrong.
+Nothing that an engine sends can take more than its share: what is read of it has a limit each in bytes, nothing is
+unpacked, and no redirect is followed.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import functools
 import gc
-import importlib
-import json
-import os
+import itertools
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from pydantic_core import from_json  # a third of the time that json takes, once for every token
+from pydantic_core import from_json
 
 from local_llm_bridge.audit import NOBODY
-from local_llm_bridge.errors import (
-    EngineAnswerError,
-    EngineBusyError,
-    EngineDownError,
-    EngineError,
-    EngineKeyError,
-    EngineRefusedError,
+from local_llm_bridge.errors import EngineAnswerError, EngineDownError, EngineRefusedError
+from local_llm_bridge.refusals import (
+    ADDRESS_HINT,
+    QUOTE,
+    cause,
+    no_answer,
+    refused,
+    reported,
+    unreachable,
+    without_key,
+    words_of,
 )
+from local_llm_bridge.retry import Failure, connection_is_repeatable, status_is_repeatable, wish_of
+from local_llm_bridge.sse import Event, EventReader, decoded
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
     import aiohttp
-    import httpx2
-    from openai import APIStatusError, AsyncOpenAI
 
     from local_llm_bridge.config import Engine
 
-CONNECT_TIMEOUT_S = 5.0
-# Most of an engine's own words that is passed on, in characters.
-QUOTE = 300
-_ERROR_BODY = 64 * 1024
-_LONGEST_EVENT = 2**24
-_DONE = b"data: [DONE]"
-ADDRESS_HINT = "The address is set by models[].url (serve) or LOCAL_API_URL (stdio)."
-_KEY_HINT = "The key is set by models[].api_key_file (serve) or OPENAI_API_KEY_FILE (stdio)."
+__all__ = ["ADDRESS_HINT", "QUOTE", "BrokenStreamError", "EngineClient", "Event", "cause"]
 
-Event = dict[str, Any]
-"""One event of a chat completion's stream."""
+CONNECT_TIMEOUT_S = 5.0
+LISTING_TIMEOUT_S = 30.0
+LONGEST_ANSWER = 2**25
+"""Most that is read of an answer, in bytes: 131,072 tokens at 256 bytes."""
+LONGEST_LISTING = 2**21
+GRACE_S = 1.0
+"""How long after its last word an answer waits for its usage, and its connection for its end, in seconds."""
+_MOST_OF_REFUSAL = 2**16
+_REFUSAL_TIMEOUT_S = 5.0
+_LONGEST_DOCUMENT = 2**22  # a completion that is no stream
+# uvicorn, which vLLM runs on, closes a connection that has been idle for 5 s.
+_KEPT_S = 4.0
+# A kept connection on which a request fails within this time had been closed by the engine; later, it was the request.
+_STALE_S = 1.0
+# So long before the deadline nothing is waited for any more that an answer does not need.
+_MARGIN_S = 0.1
+_BLANK = b"\xef\xbb\xbf \t\r\n"
+_FIELDS = (b"data:", b"event:", b"id:", b"retry:", b":")
+_LONGEST_FIELD = 6
 
 
 class BrokenStreamError(Exception):
     """An answer broke off; the text says why."""
 
 
-@dataclass
-class _Attempt:
-    """A request on its way, as the openai client's transport finds it."""
-
+@dataclass(frozen=True)
+class _Request:
     method: str
     url: str
-    body: bytes | None
+    body: bytes | None = None
     request_id: str = NOBODY
-    outcome: aiohttp.ClientResponse | Exception | None = None
-    """What the latest try met and nobody has looked at yet; None: it has to be tried."""
-    response: aiohttp.ClientResponse | None = None
+
+
+@dataclass
+class _Way:
+    """How a request went out."""
+
     reused: bool = False
-    """Whether the latest try went out over a connection that had been kept open."""
+    """Over a connection that had been kept open."""
 
 
 async def _note_reuse(_session: object, context: Any, _params: object) -> None:  # noqa: ANN401 - aiohttp's namespace
     context.trace_request_ctx.reused = True
-
-
-_attempt: contextvars.ContextVar[_Attempt] = contextvars.ContextVar("attempt")
 
 
 class EngineClient:
@@ -91,52 +99,54 @@ class EngineClient:
     def __init__(self, engine: Engine, max_retries: int) -> None:
         self._engine = engine
         self._max_retries = max_retries
-        self._headers = {"Content-Type": "application/json", "Accept": "text/event-stream, application/json"}
+        self._headers = {
+            "Content-Type": "application/json",
+            "Accept": "text/event-stream, application/json",
+            "Accept-Encoding": "identity",
+        }
         if engine.api_key:
             self._headers["Authorization"] = f"Bearer {engine.api_key}"
         parts = urlsplit(engine.url)
         bypassed = proxy_bypass(parts.hostname or "")
         self._proxy = None if bypassed else getproxies().get(parts.scheme)
         self._session: aiohttp.ClientSession | None = None
-        self._judge: AsyncOpenAI | None = None
+        self._ending: set[asyncio.Task[None]] = set()
 
-    async def stream(self, body: bytes, request_id: str = NOBODY) -> AsyncGenerator[list[Event]]:
+    async def stream(
+        self, body: bytes, request_id: str = NOBODY, deadline: float | None = None
+    ) -> AsyncGenerator[list[Event]]:
         """Send a chat completion's request and yield the answer's events as they arrive, those of a packet together.
+
+        An error among them is `{"error": {"message": …}}`, however the engine put it.
 
         Args:
             body: the request as JSON, with `stream` true.
-            request_id: for the engine's log, and for a door's on the way to it.
+            request_id: for the engine's log, and for a gateway's on the way to it.
+            deadline: by time.monotonic(); no retry is waited for beyond it. None: there is none.
 
         Raises:
             EngineError: there was no answer, or the engine said no.
             BrokenStreamError: the answer broke off.
-            ValueError: something in it is not JSON, or has no end.
+            ValueError: something in it is not JSON, or too long.
         """
-        attempt = _Attempt("POST", f"{self._engine.url}/chat/completions", body, request_id)
-        response = await self._send(attempt, self._max_retries)
-        whole = False
+        request = _Request("POST", f"{self._engine.url}/chat/completions", body, request_id)
+        response = await self._send(request, self._max_retries, deadline)
+        answer = _Answer(self._engine.api_key)
         try:
-            kind = response.headers.get("content-type", "nothing")
-            if not kind.startswith("text/event-stream"):
-                raise EngineAnswerError(
-                    f"{self._engine.url} answered with {kind[:100]} instead of a stream of events. "
-                    f"Is this an OpenAI-compatible server? {ADDRESS_HINT}",
-                    self._engine.name,
-                )
-            rest = b""
-            async for packet in _packets(response):
-                *lines, rest = (rest + packet).split(b"\n")
-                events, rubbish = _events(lines)
-                if events:
-                    yield events
-                if rubbish:
-                    raise rubbish
-                if len(rest) > _LONGEST_EVENT:
-                    raise ValueError("no end of a line")
-            whole = True
+            beginning = await self._beginning(response)
+            if beginning.lstrip(_BLANK)[:1] == b"{":
+                yield [await self._whole_answer(response, beginning)]
+                return
+            async for events in _events(response, beginning, answer, deadline):
+                yield events
         finally:
-            # Closing the connection is how the engine learns that nobody wants the rest.
-            response.release() if whole else response.close()
+            if response.content.at_eof():
+                response.release()
+            elif answer.is_over:
+                self._end(response)
+            else:
+                # Closing the connection is how the engine learns that nobody wants the rest.
+                response.close()
 
     async def models(self, *, max_retries: int | None = None) -> list[str]:
         """Return the names of the models that the engine serves.
@@ -149,9 +159,12 @@ class EngineClient:
         """
         retries = self._max_retries if max_retries is None else max_retries
         try:
-            return [str(model["id"]) for model in await self._listing(retries)]
+            names = [model["id"] for model in await self._listing(retries)]
         except (TypeError, KeyError):
             raise self._no_list() from None
+        if not all(isinstance(name, str) for name in names):
+            raise self._no_list()
+        return names
 
     async def context_of(self, model: str) -> int | None:
         """Return the length of the context that the engine serves a model with, in tokens; None: it does not say.
@@ -168,36 +181,146 @@ class EngineClient:
 
     async def close(self) -> None:
         """Close the connections."""
+        for task in self._ending:
+            task.cancel()
+        await asyncio.gather(*self._ending, return_exceptions=True)
         if self._session:
             await self._session.close()
-        if self._judge:
-            await self._judge.close()
 
     async def _listing(self, max_retries: int) -> list[Any]:
-        attempt = _Attempt("GET", f"{self._engine.url}/models", None)
-        async with await self._send(attempt, max_retries) as response:
-            try:
-                listing = json.loads(await response.read())["data"]
-            except (ValueError, TypeError, KeyError):
-                listing = None
+        request = _Request("GET", f"{self._engine.url}/models")
+        try:
+            async with asyncio.timeout(LISTING_TIMEOUT_S):
+                response = await self._send(request, max_retries, time.monotonic() + LISTING_TIMEOUT_S)
+                try:
+                    data = await _read(response, LONGEST_LISTING)
+                except (BrokenStreamError, ValueError) as error:
+                    raise self._no_list(f" ({error})") from None
+                finally:
+                    response.close()
+        except TimeoutError:
+            raise EngineDownError(
+                f"{request.url} did not answer within {LISTING_TIMEOUT_S:g} s. {ADDRESS_HINT}", self._engine.name
+            ) from None
+        try:
+            document = from_json(data)
+        except ValueError:
+            raise self._no_list() from None
+        if words := reported(document):
+            raise self._failed(words)
+        listing = document.get("data") if isinstance(document, dict) else None
         if not isinstance(listing, list):
             raise self._no_list()
         return listing
 
-    def _no_list(self) -> EngineAnswerError:
+    def _no_list(self, why: str = "") -> EngineAnswerError:
         return EngineAnswerError(
-            f"{self._engine.url}/models did not answer with a list of models. Is this an OpenAI-compatible server? "
-            f"{ADDRESS_HINT}"
+            f"{self._engine.url}/models did not answer with a list of models{why}. "
+            f"Is this an OpenAI-compatible server? {ADDRESS_HINT}"
         )
 
-    async def _send(self, attempt: _Attempt, max_retries: int) -> aiohttp.ClientResponse:
-        attempt.outcome = await self._try(attempt)
-        if not isinstance(attempt.outcome, Exception) and attempt.outcome.status < 400:  # noqa: PLR2004 - HTTP's own
-            return attempt.outcome
-        return await self._send_again(attempt, max_retries)
+    def _failed(self, words: str) -> EngineRefusedError:
+        said = without_key(words, self._engine.api_key)
+        return EngineRefusedError(f"The model server at {self._engine.url} failed: {said}", self._engine.name)
 
-    async def _try(self, attempt: _Attempt) -> aiohttp.ClientResponse | Exception:
+    async def _beginning(self, response: aiohttp.ClientResponse) -> bytes:
+        """Read until it is clear what an answer is: not all engines name a stream of events as one.
+
+        Raises:
+            EngineAnswerError: it is neither events nor JSON.
+        """
+        kind = response.headers.get("content-type", "")
+        is_stream = kind.partition(";")[0].strip().lower() == "text/event-stream"
+        data = b""
+        while packet := await _packet(response):
+            data += packet
+            start = data.lstrip(_BLANK)
+            if start[:1] == b"{" or (start and is_stream) or start.startswith(_FIELDS):
+                return data
+            if len(start) > _LONGEST_FIELD or len(data) > _MOST_OF_REFUSAL:
+                break
+        if is_stream:
+            return data
+        raise no_answer(kind, words_of(data), self._engine)
+
+    async def _whole_answer(self, response: aiohttp.ClientResponse, beginning: bytes) -> Event:
+        """Return a completion that came as one JSON document, as the only event of a stream."""
+        kind = response.headers.get("content-type", "")
+        data = await _read(response, _LONGEST_DOCUMENT, beginning)
+        try:
+            document = decoded(data)
+            if words := reported(document):
+                raise self._failed(words)
+            choice = document["choices"][0]
+            message = choice.get("delta") or choice["message"]
+            choices = [{**choice, "delta": message, "finish_reason": choice.get("finish_reason") or "stop"}]
+        except (ValueError, AttributeError, TypeError, LookupError):
+            raise no_answer(kind, words_of(data), self._engine) from None
+        return {**document, "choices": choices}
+
+    def _end(self, response: aiohttp.ClientResponse) -> None:
+        """Keep the connection for the next request if the engine ends its answer within a moment, else close it."""
+        task = asyncio.get_running_loop().create_task(_ended(response))
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
+
+    async def _send(self, request: _Request, max_retries: int, deadline: float | None) -> aiohttp.ClientResponse:
+        """Send a request until it is answered or retry's policy ends it."""
+        for tries in itertools.count(1):
+            outcome = await self._try(request)
+            if not isinstance(outcome, Failure):
+                return outcome
+            if not outcome.repeatable or tries > max_retries:
+                raise outcome.error
+            pause_s = outcome.pause_s(tries)
+            if deadline is not None and time.monotonic() + pause_s >= deadline:
+                if outcome.wish_s is None:
+                    raise outcome.error
+                left_s = max(deadline - time.monotonic(), 0)
+                raise type(outcome.error)(
+                    f"{outcome.error} It asks to come back in {pause_s:.0f} s; this call has {left_s:.0f} s left.",
+                    outcome.error.model,
+                )
+            await asyncio.sleep(pause_s)
+        raise AssertionError
+
+    async def _try(self, request: _Request) -> aiohttp.ClientResponse | Failure:
         import aiohttp  # noqa: PLC0415 - not needed to start
+
+        harmless = request.method == "GET"
+        try:
+            response = await self._connect(request)
+        except (aiohttp.ClientError, TimeoutError) as failed:
+            return Failure(unreachable(failed, self._engine), connection_is_repeatable(failed, harmless=harmless))
+        headers = {key.lower(): value for key, value in response.headers.items()}
+        encoding = headers.get("content-encoding", "identity")
+        if 200 <= response.status < 300:  # noqa: PLR2004 - HTTP's own
+            if encoding.strip().lower() in {"", "identity"}:
+                return response
+            response.close()
+            return Failure(
+                EngineAnswerError(
+                    f"{self._engine.url} answered in {encoding[:20]!r}, although it was told to send nothing encoded: "
+                    "turn compression off there, or in what stands before it.",
+                    self._engine.name,
+                ),
+                repeatable=False,
+            )
+        body = b""
+        try:
+            async with asyncio.timeout(_REFUSAL_TIMEOUT_S):
+                while len(body) < _MOST_OF_REFUSAL and (packet := await _packet(response)):
+                    body += packet
+        except (BrokenStreamError, TimeoutError):
+            pass  # what has come of it is enough
+        finally:
+            response.close()
+        repeatable = status_is_repeatable(response.status, headers, harmless=harmless)
+        error = refused(response.status, headers, body[:_MOST_OF_REFUSAL], self._engine)
+        return Failure(error, repeatable, wish_of(headers))
+
+    async def _connect(self, request: _Request) -> aiohttp.ClientResponse:
+        import aiohttp  # noqa: PLC0415
         from yarl import URL  # noqa: PLC0415
 
         if self._session is None:
@@ -206,171 +329,160 @@ class EngineClient:
             trace.on_connection_reuseconn.append(_note_reuse)
             self._session = aiohttp.ClientSession(
                 trace_configs=[trace],
-                connector=aiohttp.TCPConnector(limit=0),  # how many calls at once is decided before
+                # How many calls at once is decided before.
+                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEPT_S),
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S),
                 headers=self._headers,
                 read_bufsize=2**20,
+                auto_decompress=False,
                 cookie_jar=aiohttp.DummyCookieJar(),
             )
-        request = functools.partial(
+        send = functools.partial(
             self._session.request,
-            attempt.method,
-            URL(attempt.url, encoded=True),
-            data=attempt.body,
-            headers=None if attempt.request_id == NOBODY else {"X-Request-ID": attempt.request_id},
+            request.method,
+            URL(request.url, encoded=True),
+            data=request.body,
+            headers=None if request.request_id == NOBODY else {"X-Request-ID": request.request_id},
             proxy=self._proxy,
             allow_redirects=False,
-            trace_request_ctx=attempt,
         )
         while True:
-            attempt.reused = False
+            way = _Way()
+            started = time.monotonic()
             try:
-                return await request()
-            except (aiohttp.ClientError, TimeoutError) as error:
+                return await send(trace_request_ctx=way)
+            except aiohttp.ClientConnectionError:
                 # The engine closed a connection that was kept open, as llama.cpp does after every stream. Each such
                 # try uses up one of them; a new one says what is really the matter.
-                if not (attempt.reused and isinstance(error, aiohttp.ClientConnectionError)):
-                    return error
+                if not way.reused or time.monotonic() - started > _STALE_S:
+                    raise
 
-    async def _send_again(self, attempt: _Attempt, max_retries: int) -> aiohttp.ClientResponse:
-        """Have the openai client judge what the first try met; it repeats the request where that may help."""
-        # In a thread: running calls are not to wait for an import of half a second.
-        openai = await asyncio.to_thread(importlib.import_module, "openai")
-        import httpx2  # noqa: PLC0415
 
-        if self._judge is None:
-            self._judge = openai.AsyncOpenAI(
-                base_url=self._engine.url,
-                api_key="sent by aiohttp",
-                http_client=httpx2.AsyncClient(transport=_transport(self._try)),
-                max_retries=max_retries,
-            )
-        token = _attempt.set(attempt)
+class _Answer:
+    """What has come of an answer, as far as its end is concerned.
+
+    Args:
+        key: the engine's key, which its words are not to show.
+    """
+
+    def __init__(self, key: str | None) -> None:
+        self._reader = EventReader()
+        self._key = key
+        self._size = 0
+        self._grace_ends = 0.0
+        self.is_whole = False
+        """Whether nothing is missing, whatever happens to the connection: a finish reason has come."""
+        self.is_over = False
+        """Whether nothing more is to come: `[DONE]` has, or the usage after a finish reason."""
+        self.problem: Exception | None = None
+        """Why nothing more of it can be read."""
+
+    def feed(self, packet: bytes) -> list[Event]:
+        """Take in a packet; gives its events."""
+        events = self._reader.feed(packet)
+        self._note(events)
+        self._size += len(packet)
+        self.problem = self._reader.broken
+        if self._size > LONGEST_ANSWER:
+            self.problem = BrokenStreamError(f"it has more than {LONGEST_ANSWER // 2**20} MiB")
+        if self._reader.done or (self.problem and self.is_whole):
+            self.is_over = True
+        return events + self.end() if self.is_over else events
+
+    def end(self) -> list[Event]:
+        """Take note that nothing more comes; gives what had only no end."""
+        events = self._reader.end()
+        self._note(events)
+        return events
+
+    def patience_s(self, deadline: float | None) -> float | None:
+        """Return how long to wait for the next packet, in seconds; None: as long as it takes."""
+        if not self.is_whole:
+            return None
+        ends = self._grace_ends if deadline is None else min(self._grace_ends, deadline - _MARGIN_S)
+        return max(ends - time.monotonic(), 0)
+
+    def _note(self, events: list[Event]) -> None:
+        for number, event in enumerate(events):
+            try:
+                choices = event.get("choices")
+                if choices and choices[0].get("finish_reason"):
+                    self.is_whole = True
+                if choices and self.is_whole:
+                    self._grace_ends = time.monotonic() + GRACE_S
+                elif not choices and self.is_whole and event.get("usage"):
+                    self.is_over = True
+                if (not choices or "error" in event) and (words := reported(event)):
+                    events[number] = {"error": {"message": without_key(words, self._key)}}
+            except (AttributeError, TypeError, LookupError):
+                continue  # whoever makes sense of the events says what is wrong with this one
+
+
+async def _events(
+    response: aiohttp.ClientResponse, packet: bytes, answer: _Answer, deadline: float | None
+) -> AsyncGenerator[list[Event]]:
+    """Yield the events of an answer whose first packet has come."""
+    while packet:
+        if events := answer.feed(packet):
+            yield events
+        if answer.is_over:
+            return
+        if answer.problem:
+            raise answer.problem
+        events = []  # they need no memory while the next packet is waited for
         try:
-            # httpx2.Response is for callers that read the answer themselves.
-            send = self._judge.post if attempt.method == "POST" else self._judge.get
-            await send(attempt.url, cast_to=httpx2.Response, options={"max_retries": max_retries})
-        except openai.APIError as error:
-            raise _told(error, self._engine) from None
-        finally:
-            _attempt.reset(token)
-        if attempt.response is None:
-            raise RuntimeError("the openai client returned without an answer")
-        return attempt.response
+            packet = await _packet(response, answer.patience_s(deadline))
+        except BrokenStreamError:
+            if events := answer.end():
+                yield events
+            if answer.is_whole:
+                return
+            raise
+    if events := answer.end():
+        yield events
 
 
-async def _packets(response: aiohttp.ClientResponse) -> AsyncGenerator[bytes]:
+async def _packet(response: aiohttp.ClientResponse, within_s: float | None = None) -> bytes:
+    """Return what has arrived; b"": the end.
+
+    Raises:
+        BrokenStreamError: the connection broke, or nothing came within the time.
+    """
     import aiohttp  # noqa: PLC0415
 
     try:
-        async for packet in response.content.iter_any():
-            yield packet
+        if within_s is None:
+            return await response.content.readany()
+        async with asyncio.timeout(within_s):
+            return await response.content.readany()
     except (aiohttp.ClientError, OSError) as error:
         raise BrokenStreamError(cause(error)) from None
 
 
-def _events(lines: list[bytes]) -> tuple[list[Event], ValueError | None]:
-    """Return the events of some lines up to one that is rubbish: what came before is part of the answer."""
-    texts = [line[5:] for line in lines if line.startswith(b"data:") and not line.startswith(_DONE)]
-    try:
-        return from_json(b"[%b]" % b",".join(texts)), None  # all at once is quicker
-    except ValueError:
-        pass
-    events: list[Event] = []
-    try:
-        events.extend(from_json(text) for text in texts)
-    except ValueError as error:
-        return events, error
-    return events, None
+async def _read(response: aiohttp.ClientResponse, limit: int, beginning: bytes = b"") -> bytes:
+    """Return all of a body.
+
+    Raises:
+        BrokenStreamError: it broke off.
+        ValueError: it is longer than the limit.
+    """
+    packets = [beginning]
+    size = len(beginning)
+    while packet := await _packet(response):
+        packets.append(packet)
+        size += len(packet)
+        if size > limit:
+            raise ValueError(f"more than {limit} bytes")
+    return b"".join(packets)
 
 
-def _transport(send: Any) -> httpx2.AsyncBaseTransport:  # noqa: ANN401 - EngineClient._try
-    """Return what the openai client sends through: the first time it gets what the first try met."""
+async def _ended(response: aiohttp.ClientResponse) -> None:
     import aiohttp  # noqa: PLC0415
-    import httpx2  # noqa: PLC0415
 
-    class Transport(httpx2.AsyncBaseTransport):
-        async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-            attempt = _attempt.get()
-            outcome = attempt.outcome or await send(attempt)
-            attempt.outcome = None
-            if isinstance(outcome, TimeoutError):
-                raise httpx2.ConnectTimeout(str(outcome), request=request) from outcome
-            if isinstance(outcome, Exception):
-                raise httpx2.ConnectError(str(outcome), request=request) from outcome
-            headers = {key: value for key, value in outcome.headers.items() if key.lower() in _JUDGED}
-            if outcome.status < 400:  # noqa: PLR2004
-                attempt.response = outcome
-                return httpx2.Response(outcome.status, request=request)
-            try:
-                content = await outcome.content.read(_ERROR_BODY)
-            except aiohttp.ClientError:
-                content = b""
-            finally:
-                outcome.close()
-            return httpx2.Response(outcome.status, headers=headers, content=content, request=request)
-
-    return Transport()
-
-
-# What the openai client reads of a failed answer's headers.
-_JUDGED = {"retry-after", "retry-after-ms", "x-should-retry", "content-type", "x-request-id"}
-
-
-def _told(error: Any, engine: Engine) -> EngineError:  # noqa: ANN401 - openai is imported late
-    """Say in the caller's words why a request failed before anything of the answer came."""
-    import openai  # noqa: PLC0415
-
-    if isinstance(error, openai.APITimeoutError):
-        return EngineDownError(
-            f"The model server at {engine.url} cannot be reached: no answer in time. Is its host up? {ADDRESS_HINT}",
-            engine.name,
-        )
-    if isinstance(error, openai.APIConnectionError):
-        return EngineDownError(
-            f"The model server at {engine.url} cannot be reached: {cause(error)}. Is it running? {ADDRESS_HINT}",
-            engine.name,
-        )
-    if isinstance(error, openai.APIStatusError):
-        return _status(error, engine)
-    return EngineRefusedError(f"The model server at {engine.url} failed: {error.message[:QUOTE]}", engine.name)
-
-
-def _status(error: APIStatusError, engine: Engine) -> EngineError:
-    code, said = error.status_code, _said(error)
-    match code:
-        case 401 | 403:
-            # Not quoted: some servers repeat the key.
-            return EngineKeyError(
-                f"The model server at {engine.url} refused the bridge's key (HTTP {code}). {_KEY_HINT}", engine.name
-            )
-        case 404:
-            return EngineRefusedError(
-                f"The model server at {engine.url} does not serve {engine.name} there (HTTP 404{said}). {ADDRESS_HINT}",
-                engine.name,
-            )
-        case 429 | 503:
-            return EngineBusyError(
-                f"The model server at {engine.url} is busy or still loading (HTTP {code}{said}). "
-                "Wait a little, then try again.",
-                engine.name,
-            )
-        case _:
-            side = "failed" if code >= 500 else "refused the request"  # noqa: PLR2004
-            return EngineRefusedError(f"The model server at {engine.url} {side} (HTTP {code}{said}).", engine.name)
-
-
-def _said(error: APIStatusError) -> str:
-    """Return the engine's own message, if it sent one as OpenAI-compatible servers do."""
-    body = error.body
-    message = body.get("message") if isinstance(body, dict) else None
-    return f": {message[:QUOTE]}" if isinstance(message, str) else ""
-
-
-def cause(error: BaseException) -> str:
-    """Return the innermost reason, such as `Connection refused`."""
-    while error.__cause__ or error.__context__:
-        error = error.__cause__ or error.__context__ or error
-    if isinstance(error, OSError) and error.errno and error.errno > 0:
-        return os.strerror(error.errno)
-    return (str(error) or type(error).__name__)[:QUOTE]
+    try:
+        async with asyncio.timeout(GRACE_S):
+            await response.content.wait_eof()
+    except (aiohttp.ClientError, OSError):
+        pass  # including the time that is over
+    finally:
+        response.close()

@@ -1,0 +1,216 @@
+"""What an engine said instead of an answer, as an error that its reader can act on.
+
+Engines and what stands before them put their words in many places: `error` as a text or an object, `detail`, `message`,
+a page of HTML, a plain line. They are passed on as one line, cut, and without the bridge's key.
+"""
+
+from __future__ import annotations
+
+import html
+import os
+import re
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from pydantic_core import from_json, to_json
+
+from local_llm_bridge.errors import (
+    EngineAnswerError,
+    EngineBusyError,
+    EngineDownError,
+    EngineError,
+    EngineKeyError,
+    EngineRefusedError,
+)
+from local_llm_bridge.texts import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from local_llm_bridge.config import Engine
+
+QUOTE = 300
+"""Most of an engine's own words that is passed on, in characters."""
+ADDRESS_HINT = "The address is set by models[].url (serve) or LOCAL_API_URL (stdio)."
+_KEY_HINT = "The key is set by models[].api_key_file (serve) or OPENAI_API_KEY_FILE (stdio)."
+_READ = 4096  # the part of a refusal's text that is looked at, in characters
+_PLACES = ("error", "detail", "details", "message", "msg", "errors", "error_description", "reason", "title")
+_LAST_PLACES = (*_PLACES, "type", "code")
+_DEEPEST = 5
+_LONGEST_NUMBER = 10**18
+_NOT_SEEN = re.compile(r"<(script|style)\b.*?</\1>|<[^<>]*>", re.DOTALL | re.IGNORECASE)
+_KEY_PART = 8  # so many characters of the key in a row give it away
+
+
+def words_of(body: bytes) -> str:
+    """Return the words of a refusal's body, on one line; empty: it has none."""
+    try:
+        document = from_json(body)
+    except ValueError:
+        text = body[: 4 * _READ].decode(errors="replace")[:_READ]
+        if text.lstrip()[:1] == "<":
+            text = html.unescape(_NOT_SEEN.sub(" ", text))
+        return _line(text)
+    return _said(document, _PLACES)
+
+
+def reported(document: Any) -> str:  # noqa: ANN401 - it came over the wire
+    """Return the words of an error that came where an answer should be; empty: it is no error."""
+    if not isinstance(document, dict):
+        return ""
+    if error := document.get("error"):
+        return _said(error, _LAST_PLACES) or _line(to_json(error, fallback=repr).decode(errors="replace"))
+    return "" if document.get("choices") or not _is_error(document) else _said(document, _PLACES)
+
+
+def without_key(text: str, key: str | None) -> str:
+    """Return a text in which a word that holds a part of the key is left out."""
+    if not key:
+        return text
+    size = min(_KEY_PART, len(key))
+
+    def shown(word: str) -> str:
+        parts = (word[start : start + size] for start in range(len(word) - size + 1))
+        return "[key]" if any(part in key for part in parts) else word
+
+    return " ".join(shown(word) for word in text.split(" "))
+
+
+def refused(status: int, headers: Mapping[str, str], body: bytes, engine: Engine) -> EngineError:
+    """Return the error for an answer whose status is not 200.
+
+    Args:
+        status: HTTP's.
+        headers: the answer's.
+        body: the answer's, or its beginning.
+        engine: whose it is.
+    """
+    # What came compressed although it was not to be is not unpacked, so it has no words.
+    words = "" if "content-encoding" in headers else without_key(words_of(body), engine.api_key)
+    code = f"HTTP {status}{': ' if words else ''}{words}"
+    where = f"The model server at {engine.url}"
+    if 300 <= status < 400:  # noqa: PLR2004
+        return EngineRefusedError(
+            f"{where} redirects {_target(headers.get('location', ''))}(HTTP {status}), and the bridge follows no "
+            f"redirect: it would take the question and the key elsewhere. {ADDRESS_HINT}",
+            engine.name,
+        )
+    match status:
+        case 401 | 403:
+            says = f" It says: {words}." if words else ""
+            return EngineKeyError(f"{where} refused the bridge's key (HTTP {status}).{says} {_KEY_HINT}", engine.name)
+        case 404:
+            what = f"does not serve {engine.name} there" if engine.name else "has nothing there"
+            return EngineRefusedError(f"{where} {what} ({code}). {ADDRESS_HINT}", engine.name)
+        case 429 | 503:
+            return EngineBusyError(
+                f"{where} is busy or still loading ({code}). Wait a little, then try again.", engine.name
+            )
+        case _:
+            side = "failed" if status >= 500 else "refused the request"  # noqa: PLR2004
+            return EngineRefusedError(f"{where} {side} ({code}).", engine.name)
+
+
+def unreachable(error: Exception, engine: Engine) -> EngineError:
+    """Return the error for a connection that failed before an answer.
+
+    Args:
+        error: aiohttp's.
+        engine: which was to be reached.
+    """
+    import aiohttp  # noqa: PLC0415 - not needed to start
+
+    where = f"The model server at {engine.url}"
+    if isinstance(error, TimeoutError):
+        return EngineDownError(
+            f"{where} cannot be reached: no answer in time. Is its host up? {ADDRESS_HINT}", engine.name
+        )
+    if isinstance(error, aiohttp.ClientResponseError):
+        return EngineAnswerError(
+            f"{where} did not answer as an HTTP server does: {cause(error)}. {ADDRESS_HINT}", engine.name
+        )
+    if isinstance(error, aiohttp.ClientConnectionError) and not isinstance(error, aiohttp.ClientConnectorError):
+        return EngineDownError(
+            f"{where} hung up before it answered: {cause(error)}. It may have died of what it was asked, so it was not "
+            "asked again: look at its log.",
+            engine.name,
+        )
+    return EngineDownError(f"{where} cannot be reached: {cause(error)}. Is it running? {ADDRESS_HINT}", engine.name)
+
+
+def no_answer(kind: str, words: str, engine: Engine) -> EngineAnswerError:
+    """Return the error for what is neither a stream of events nor a completion.
+
+    Args:
+        kind: its content type; empty: it has none.
+        words: what it says.
+        engine: whose it is.
+    """
+    quoted = f": {without_key(words, engine.api_key)}" if words else ""
+    return EngineAnswerError(
+        f"{engine.url} answered with {_line(kind)[:100] or 'nothing'} instead of a stream of events{quoted}. "
+        f"Is this an OpenAI-compatible server? {ADDRESS_HINT}",
+        engine.name,
+    )
+
+
+def cause(error: BaseException) -> str:
+    """Return the innermost reason, such as `Connection refused`."""
+    while error.__cause__ or error.__context__:
+        error = error.__cause__ or error.__context__ or error
+    if isinstance(error, OSError) and error.errno and error.errno > 0:
+        return os.strerror(error.errno)
+    return _line(str(error) or type(error).__name__)
+
+
+def _is_error(document: Mapping[str, Any]) -> bool:
+    """Tell an error that is not in `error` from an event that only informs."""
+    if "detail" in document or set(document) == {"message"}:
+        return True
+    kinds = [document.get("object"), document.get("type")]
+    codes = [document.get("code"), document.get("status")]
+    return any(isinstance(kind, str) and "error" in kind.lower() for kind in kinds) or any(
+        isinstance(code, int) and 400 <= code < 600  # noqa: PLR2004 - HTTP's
+        for code in codes
+    )
+
+
+def _said(value: Any, places: tuple[str, ...], depth: int = 0) -> str:  # noqa: ANN401
+    """Return the first words in a value that came as JSON."""
+    words = ""
+    match value:
+        case str():
+            words = value
+        case int() if not isinstance(value, bool) and abs(value) < _LONGEST_NUMBER:
+            words = str(value)
+        case list() if depth < _DEEPEST:
+            words = "; ".join(filter(None, (_said(item, _LAST_PLACES, depth + 1) for item in value[:3])))
+        case dict() if depth < _DEEPEST:
+            found = (_said(value.get(place), _LAST_PLACES, depth + 1) for place in places)
+            words = next(filter(None, found), "")
+            if words:
+                words = _field(value.get("loc")) + words
+    return _line(words)
+
+
+def _field(place: Any) -> str:  # noqa: ANN401
+    """Return the field that a message of FastAPI is about."""
+    if not isinstance(place, list):
+        return ""
+    return ".".join(str(part)[:QUOTE] for part in place[:9] if isinstance(part, str | int)) + ": "
+
+
+def _line(text: str) -> str:
+    """Return a text on one line, cut."""
+    line = printable(" ".join(text[:_READ].split()))
+    return line if len(line) <= QUOTE else f"{line[: QUOTE - 1]}…"
+
+
+def _target(location: str) -> str:
+    """Return where a redirect goes, without what may be secret in it."""
+    try:
+        parts = urlsplit(location)
+        address = f"{parts.scheme}://{parts.hostname}{f':{parts.port}' if parts.port else ''}{parts.path}"
+    except ValueError:
+        return ""
+    return f"to {_line(address if parts.hostname else parts.path)} " if location else ""

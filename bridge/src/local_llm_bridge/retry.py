@@ -1,0 +1,107 @@
+"""The retry policy: which requests are sent again that an engine has not answered, and after which pause.
+
+Sent again is what may go well the next time and can do no harm:
+
+- the connection could not be made, so the engine has not seen the request. A certificate that is refused stays refused.
+- HTTP 408, 409, 429 and 5xx, unless the engine forbids it by `x-should-retry: false`; any status if it asks for it.
+
+A question is not sent again after the connection broke before an answer, nor after HTTP 502 and 504, by which a proxy
+says the same: the engine may have died of the question, and would die of it again. Nor is it once anything of an answer
+has come. A request that changes nothing and costs nothing (a list of models) is sent again in all of these cases.
+
+The pause is the engine's wish (`retry-after-ms`, `Retry-After` in seconds or as a date), else it grows from half a
+second to 8 s, less up to a quarter by chance, so that bridges do not come back in step.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import math
+import random
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from local_llm_bridge.errors import EngineError
+
+_FIRST_S = 0.5
+_LONGEST_S = 8.0
+_JITTER = 0.25
+_MAY_PASS = {408, 409, 429}
+_MAY_HAVE_DIED = {502, 504}
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A request that got no answer.
+
+    Args:
+        error: what its caller is told if it is not sent again.
+        repeatable: whether it may be sent again.
+        wish_s: after how many seconds the engine wants it again; None: it did not say.
+    """
+
+    error: EngineError
+    repeatable: bool
+    wish_s: float | None = None
+
+    def pause_s(self, tries: int) -> float:
+        """Return how long to wait before the next try, in seconds.
+
+        Args:
+            tries: how often it has been tried.
+        """
+        if self.wish_s is not None:
+            return self.wish_s
+        return min(_FIRST_S * 2.0 ** (tries - 1), _LONGEST_S) * (1 - _JITTER * random.random())  # noqa: S311 - no secret
+
+
+def status_is_repeatable(status: int, headers: Mapping[str, str], *, harmless: bool) -> bool:
+    """Return whether a request may be sent again that was refused.
+
+    Args:
+        status: HTTP's.
+        headers: the refusal's.
+        harmless: whether the request changes nothing and costs nothing.
+    """
+    wish = headers.get("x-should-retry", "").strip().lower()
+    if wish in {"true", "false"}:
+        return wish == "true"
+    if status in _MAY_HAVE_DIED:
+        return harmless
+    return status in _MAY_PASS or status >= 500  # noqa: PLR2004 - HTTP's own
+
+
+def connection_is_repeatable(error: Exception, *, harmless: bool) -> bool:
+    """Return whether a request may be sent again whose connection failed before an answer.
+
+    Args:
+        error: aiohttp's.
+        harmless: whether the request changes nothing and costs nothing.
+    """
+    import aiohttp  # noqa: PLC0415 - not needed to start
+
+    if isinstance(error, aiohttp.ClientSSLError | aiohttp.ClientConnectorCertificateError):
+        return False
+    if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
+        return True
+    return harmless and isinstance(error, aiohttp.ClientConnectionError)
+
+
+def wish_of(headers: Mapping[str, str]) -> float | None:
+    """Return after how many seconds an engine wants a request again; None: it does not say, or nothing sensible."""
+    for name, unit_s in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
+        text = headers.get(name, "")
+        try:
+            wish_s = float(text) * unit_s
+        except ValueError:
+            continue
+        return wish_s if math.isfinite(wish_s) and wish_s >= 0 else None
+    try:
+        wish_s = email.utils.parsedate_to_datetime(headers.get("retry-after", "")).timestamp() - time.time()
+    except (ValueError, OverflowError, OSError):
+        return None
+    return wish_s if wish_s >= 0 else None
