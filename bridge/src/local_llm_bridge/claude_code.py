@@ -56,12 +56,12 @@ def _add(entry: Mapping[str, Any]) -> str:
     return f"claude mcp add-json --scope user {NAME} {shlex.quote(json.dumps(entry))}"
 
 
-def find_entry(environment: Mapping[str, str], project: Path) -> Entry | None:
+def find_entry(environment: Mapping[str, str], project: Path | None) -> Entry | None:
     """Return the bridge's entry that counts in a project's folder; None: there is none.
 
     Args:
         environment: tells where Claude Code keeps its settings.
-        project: the folder.
+        project: the folder; None: it was deleted.
 
     Raises:
         FileNotFoundError: there is no Claude Code here.
@@ -69,15 +69,21 @@ def find_entry(environment: Mapping[str, str], project: Path) -> Entry | None:
     """
     if _MANAGED.exists():  # shuts out all others
         return next(_bridges(_MANAGED, _read(_MANAGED)), None)
-    home = environment.get("CLAUDE_CONFIG_DIR") or environment.get("HOME") or str(Path.home())
-    user_file, project_file = Path(home, ".claude.json"), project / ".mcp.json"
+    home = environment.get("CLAUDE_CONFIG_DIR") or environment.get("HOME") or _home()
+    user_file = Path(home, ".claude.json")
     user = _read(user_file)
     local = _mapping(_mapping(user.get("projects")).get(str(project)))
-    shared = _read(project_file) if project_file.exists() else {}
-    for file, content in ((user_file, local), (project_file, shared), (user_file, user)):
-        for entry in _bridges(file, content):
-            return entry
-    return None
+    found = [(user_file, local), (user_file, user)]
+    if project and (project_file := project / ".mcp.json").exists():
+        found.insert(1, (project_file, _read(project_file)))
+    return next((entry for file, content in found for entry in _bridges(file, content)), None)
+
+
+def _home() -> Path:
+    try:
+        return Path.home()
+    except RuntimeError:  # a user without an entry in passwd, and no HOME
+        raise ConfigError("HOME: not set, and this user has no home folder; set HOME") from None
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -87,7 +93,7 @@ def _read(file: Path) -> dict[str, Any]:
         raise
     except OSError as error:
         raise ConfigError(f"{file}: cannot be read: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{file}: is not valid JSON: {error}") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{file}: is no JSON object")

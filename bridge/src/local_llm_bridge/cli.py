@@ -9,8 +9,10 @@ from __future__ import annotations
 import gc
 import os
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING, TypeGuard
 
+from local_llm_bridge import standard_streams
 from local_llm_bridge.errors import BridgeError, ConfigError
 
 if TYPE_CHECKING:
@@ -39,31 +41,45 @@ exit codes: 0, 1 something failed, 2 a setting or an argument is wrong
 
 def main() -> int:
     """Run the command line; return the exit code: 0, 1 when something failed, 2 when a setting is wrong."""
+    standard_streams.prepare()
+    code = _guarded()
+    return code if standard_streams.flush() else code or _FAILED
+
+
+def _guarded() -> int:
+    """Run the command line; whatever goes wrong outside the program ends in a sentence and an exit code."""
     try:
         if sys.argv[1:] in ([], ["stdio"]):
             return _stdio()  # what clients start, so without a parser of arguments
         arguments = _parser().parse_args()
         run: Callable[[argparse.Namespace], int] = arguments.run
         return run(arguments)
-    except ConfigError as error:
-        print(f"local-llm-bridge: {error}", file=sys.stderr)
-        return _WRONG
+    except SystemExit as end:  # argparse's, after --help or a wrong argument
+        return end.code if isinstance(end.code, int) else _WRONG
     except BridgeError as error:
-        print(f"local-llm-bridge: {error}", file=sys.stderr)
-        return _FAILED
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # whoever read the output has gone: nothing more is said
+        _say(str(error))
+        return _WRONG if isinstance(error, ConfigError) else _FAILED
+    except OSError as error:
+        if standard_streams.flush() and not isinstance(error, BrokenPipeError):
+            _say(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}")
         return _FAILED
     except KeyboardInterrupt:
         return _INTERRUPTED
 
 
+def _say(text: str) -> None:
+    with suppress(OSError):  # nobody reads the errors
+        print(f"local-llm-bridge: {text}", file=sys.stderr)
+
+
 def _stdio(file: Path | None = None) -> int:
+    standard_streams.require(0)
+    standard_streams.require(1)
     gc.disable()  # a tenth of the start would go into looking for garbage among classes that all stay
     from local_llm_bridge import config, logs  # noqa: PLC0415
 
     settings = config.from_environment(os.environ) if file is None else config.stdio_from_file(file)
-    logs.configure()
+    logs.configure(waits=False)
     import uvloop  # noqa: PLC0415
 
     from local_llm_bridge import stdio  # noqa: PLC0415
@@ -254,18 +270,20 @@ def _ask(arguments: argparse.Namespace) -> int:
     from local_llm_bridge.calls import Call, Calls, Wire  # noqa: PLC0415
     from local_llm_bridge.errors import BadArgumentsError  # noqa: PLC0415
 
-    text = sys.stdin.read() if arguments.text == "-" else arguments.text
+    standard_streams.require(1)
+    text = standard_streams.read_text() if arguments.text == "-" else standard_streams.argument(arguments.text)
 
     async def ask() -> Wire:
         calls = Calls(_settings(arguments.config))
-        tool = calls.tools.find(arguments.tool)
+        tool = calls.tools.find(standard_streams.argument(arguments.tool))
         required = tool.schema.get("required") or [*tool.schema["properties"]]
         into = tool.files_into or next(iter(required), None)
         if into is None:
             raise BadArgumentsError(f"{tool.name} takes no text. Choose another tool.")
         given = {into: text, "model": arguments.model, "system": arguments.system}
+        told = {key: standard_streams.argument(value) for key, value in given.items() if value is not None}
         try:
-            return await calls.run(Call(tool.name, {key: value for key, value in given.items() if value is not None}))
+            return await calls.run(Call(tool.name, told))
         finally:
             await calls.close()
 
@@ -277,13 +295,15 @@ def _ask(arguments: argparse.Namespace) -> int:
     answer, *notes = [content["text"] for content in result["content"]]
     print(answer, file=sys.stderr if failed else sys.stdout)
     for note in notes:
-        print(note, file=sys.stderr)
+        with suppress(OSError):  # nobody reads the notes
+            print(note, file=sys.stderr)
     return _FAILED if failed else 0
 
 
 def _token_new(arguments: argparse.Namespace) -> int:
     from local_llm_bridge import claude_code, tokens  # noqa: PLC0415
 
+    standard_streams.require(1)
     settings, file = _tokens_file(arguments)
     fixed = settings.developers if settings else ()
     if any(developer.name == arguments.name for developer in fixed):
@@ -293,14 +313,19 @@ def _token_new(arguments: argparse.Namespace) -> int:
         )
     token = tokens.create(file, arguments.name)
     command = claude_code.add_http(arguments.url or _url(settings))
-    if arguments.json:
-        _print_json({"name": arguments.name, "token": token, "file": str(file), "claude_code": command})
-        return 0
-    print(
-        f"The token of {arguments.name}. It is kept nowhere and not shown again:\n\n  {token}\n\n"
-        f"{arguments.name} sets it in the environment ({claude_code.TOKEN_VARIABLE}) and then runs once:\n\n"
-        f"  {command}\n"
-    )
+    try:
+        if arguments.json:
+            _print_json({"name": arguments.name, "token": token, "file": str(file), "claude_code": command})
+        else:
+            print(
+                f"The token of {arguments.name}. It is kept nowhere and not shown again:\n\n  {token}\n\n"
+                f"{arguments.name} sets it in the environment ({claude_code.TOKEN_VARIABLE}) and then runs once:\n\n"
+                f"  {command}\n"
+            )
+        sys.stdout.flush()
+    except OSError:
+        tokens.revoke(file, arguments.name)  # nobody has seen it
+        raise
     return 0
 
 
@@ -434,4 +459,4 @@ def _settings(file: Path | None, *, read_keys: bool = True) -> Settings:
 def _print_json(value: object) -> None:
     import json  # noqa: PLC0415
 
-    print(json.dumps(value, ensure_ascii=False, indent=2))
+    print(json.dumps(value, ensure_ascii=not standard_streams.is_utf8(), indent=2))

@@ -113,6 +113,7 @@ def _http_url(value: str) -> str:
     """
     if "@" in value:  # before anything repeats it
         raise ValueError("must not hold a user or password; a key belongs into a file")
+    _check_utf8(value)
     parts = urlsplit(value.strip())
     if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.fragment:
         raise ValueError(f"found {value!r}; wanted http(s)://host[:port][/v1]")
@@ -121,6 +122,13 @@ def _http_url(value: str) -> str:
     if not re.search(r"/v\d+$", path):
         path += "/v1"
     return urlunsplit((parts.scheme, parts.netloc, path, "", ""))
+
+
+def _check_utf8(value: str) -> None:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"found {value!r}, which is not UTF-8 text") from None
 
 
 def _ip_address(value: str) -> str:
@@ -365,9 +373,14 @@ def _shared(path: Path, file: _Shared, *, read_keys: bool) -> dict[str, Any]:
     }
 
 
-def _project() -> Path:
-    """Return the project's folder: the client tells it, and starts the bridge in it."""
-    return Path(os.environ.get("CLAUDE_PROJECT_DIR") or Path.cwd())
+def _project() -> Path | None:
+    """Return the project's folder: the client tells it, and starts the bridge in it; None: that folder was deleted."""
+    if told := os.environ.get("CLAUDE_PROJECT_DIR"):
+        return Path(told)
+    try:
+        return Path.cwd()
+    except OSError:
+        return None
 
 
 def from_environment(environment: Mapping[str, str]) -> Settings:
@@ -385,7 +398,11 @@ def from_environment(environment: Mapping[str, str]) -> Settings:
         url = _http_url(url) if url else DEFAULT_URL
     except ValueError as error:
         raise ConfigError(f"{url_name}: {error}") from None
-    _, model = first("MODEL_NAME", "OPENAI_MODEL")
+    model_name, model = first("MODEL_NAME", "OPENAI_MODEL")
+    try:
+        _check_utf8(model or "")
+    except ValueError as error:
+        raise ConfigError(f"{model_name}: {error}") from None
     _, key_file = first("OPENAI_API_KEY_FILE")
     _, key = first("OPENAI_API_KEY")
     if key_file:

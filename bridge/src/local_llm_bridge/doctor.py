@@ -328,7 +328,7 @@ def _examine_claude_code(settings: config.Settings, file: Path | None, environme
     if isinstance(settings, config.ServeSettings):
         return _open(check, f"not looked for: {file} is a server's, Claude Code is on the developers' machines")
     try:
-        entry = claude_code.find_entry(environment, settings.files_root or Path.cwd())
+        entry = claude_code.find_entry(environment, settings.files_root)
     except FileNotFoundError as error:
         return _open(check, f"not here: there is no {error.filename}")
     except ConfigError as error:

@@ -3,6 +3,7 @@
 BridgeError
 ├── ConfigError              the operator: settings, files, credentials
 ├── ListenError              the operator: the address cannot be listened on
+├── StreamError              whoever started the program: standard input or output cannot be used
 └── CallError                one tool call failed; its text is the tool's result
     ├── UnknownToolError     the caller
     ├── BadArgumentsError    the caller
@@ -39,6 +40,10 @@ class ConfigError(BridgeError):
 
 class ListenError(BridgeError):
     """The address cannot be listened on."""
+
+
+class StreamError(BridgeError):
+    """Standard input or output cannot be used."""
 
 
 class CallError(BridgeError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import select
 import sys
 
 _PRIORITIES = {logging.CRITICAL: 2, logging.ERROR: 3, logging.WARNING: 4, logging.INFO: 6, logging.DEBUG: 7}
@@ -17,11 +18,43 @@ class _JournalFormatter(logging.Formatter):
         return "\n".join(prefix + line for line in super().format(record).splitlines())
 
 
-def configure() -> None:
-    """Send the bridge's log to stderr; of the libraries only what went wrong."""
+class _WithoutWaiting:
+    """Standard error for a client that may never read it: what a full pipe does not take is left out, and counted.
+
+    A write to a pipe that nobody empties would stop the whole program.
+    """
+
+    def __init__(self) -> None:
+        self._poll = select.poll()
+        self._poll.register(2, select.POLLOUT)
+        self._left_out = 0
+
+    def write(self, text: str) -> None:
+        """Write a message, or as much of it as there is room for."""
+        before = f"({self._left_out} messages left out, as nobody read them)\n" if self._left_out else ""
+        data = (before + text).encode(errors="backslashreplace")
+        for start in range(0, len(data), select.PIPE_BUF):  # so much fits if anything does
+            if not self._poll.poll(0):
+                self._left_out += 1
+                return
+            os.write(2, data[start : start + select.PIPE_BUF])
+        self._left_out = 0
+
+    def flush(self) -> None:
+        """Do nothing: nothing is kept."""
+
+
+def configure(*, waits: bool = True) -> None:
+    """Send the bridge's log to stderr; of the libraries only what went wrong.
+
+    Args:
+        waits: whether for whoever reads it; else messages are left out while nobody does.
+    """
     # What no line of ours shows need not be found out for each.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
-    handler = logging.StreamHandler(sys.stderr)
+    # Nobody reads a complaint of the logging about itself.
+    logging.raiseExceptions = False
+    handler: logging.Handler = logging.StreamHandler(sys.stderr if waits else _WithoutWaiting())
     if os.environ.get("JOURNAL_STREAM"):
         handler.setFormatter(_JournalFormatter("%(message)s"))
     else:

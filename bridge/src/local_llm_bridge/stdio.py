@@ -8,16 +8,20 @@ before the program ends.
 from __future__ import annotations
 
 import asyncio
+import codecs
 import json
 import logging
 import os
+import select
 import signal
 import stat
 import threading
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from local_llm_bridge import standard_streams
 from local_llm_bridge.calls import Calls
+from local_llm_bridge.errors import StreamError
 from local_llm_bridge.express import (
     CAPABILITIES_KEY,
     MODERN_VERSION,
@@ -40,7 +44,11 @@ log = logging.getLogger(__name__)
 
 LONGEST_LINE = 2**26
 """In bytes. What is longer ends the conversation: nobody can tell where the next message begins."""
-_PARSE_ERROR = {"code": -32700, "message": "Parse error: the line is not valid JSON"}
+_LINES_AHEAD = 64
+"""How many lines are read of a file before the first of them has been taken in."""
+_EXAMPLE = '{"jsonrpc":"2.0","id":1,"method":"tools/list"}'
+_NO_BATCH = "Invalid request: MCP has no batches since 2025-06-18. Send each message on a line of its own"
+_NO_OBJECT = f"Invalid request: wanted a JSON-RPC 2.0 message such as {_EXAMPLE}"
 _TOLD_TOOLS: Wire = {"jsonrpc": "2.0", "method": "notifications/tools/list_changed"}
 
 
@@ -52,7 +60,10 @@ async def run(settings: Settings) -> None:
 
     Raises:
         ConfigError: a tool cannot be had.
+        StreamError: standard input cannot be read, or standard output cannot be written.
     """
+    if settings.files_root is None:
+        log.warning("the working folder was deleted: tools take no files. Start the bridge in the project's folder.")
     calls = Calls(settings)
     serving = asyncio.ensure_future(_serve(calls))
     for name in (signal.SIGTERM, signal.SIGINT):
@@ -77,6 +88,8 @@ async def _serve(calls: Calls) -> None:
         if conversation.done():
             await conversation
             await writer.finish()
+        if writer.closed.done():
+            await writer.closed
     finally:
         for task in (watching, conversation):
             task.cancel()
@@ -112,19 +125,23 @@ class Session:
     async def receive(self, line: bytes) -> None:
         """Take in one line."""
         try:
-            message = json.loads(line.decode())  # of bytes, json would guess the encoding
-        except (ValueError, RecursionError):
-            self._send({"jsonrpc": "2.0", "id": None, "error": _PARSE_ERROR})
+            # Of bytes, json would guess the encoding. PowerShell begins what it pipes with a byte order mark.
+            message = json.loads(line.removeprefix(codecs.BOM_UTF8).decode())
+        except UnicodeDecodeError:
+            self._refuse(-32700, "Parse error: the line is not UTF-8")
             return
-        if isinstance(message, dict):
-            message = self._completed(message)
-            request = read(message)
-            if request and self._is_in_order(request):
-                self._answer(request)
-                return
-            if self._is_told(message):
-                return
-        await self._to_sdk(message)
+        except (ValueError, RecursionError):
+            self._refuse(-32700, "Parse error: the line is not valid JSON")
+            return
+        if not isinstance(message, dict):
+            self._refuse(-32600, _NO_BATCH if isinstance(message, list) else _NO_OBJECT)
+            return
+        message = self._completed(message)
+        request = read(message)
+        if request and self._is_in_order(request):
+            self._answer(request)
+        elif not self._is_told(message):
+            await self._to_sdk(message)
 
     async def settle(self) -> None:
         """Wait until all that was asked has been answered."""
@@ -198,7 +215,10 @@ class Session:
             case _:
                 return False
 
-    async def _to_sdk(self, message: Any) -> None:  # noqa: ANN401 - whatever JSON holds
+    def _refuse(self, code: int, text: str) -> None:
+        self._send({"jsonrpc": "2.0", "id": None, "error": {"code": code, "message": text}})
+
+    async def _to_sdk(self, message: Wire) -> None:
         if self._sdk is None:
             from local_llm_bridge.sdk_session import SdkSession  # noqa: PLC0415 - its import takes most of a second
 
@@ -233,12 +253,17 @@ class Writer(asyncio.BaseProtocol):
         return writer
 
     def write(self, data: bytes) -> None:
-        """Write some bytes, in time."""
+        """Write some bytes, in time; what fails ends `closed`."""
         if self._transport:
             self._transport.write(data)
             return
-        while data:
-            data = data[os.write(self._wire, data) :]
+        while data and not self.closed.done():
+            try:
+                data = data[os.write(self._wire, data) :]
+            except BlockingIOError:  # somebody else has made a terminal non-blocking
+                select.select([], [self._wire], [])
+            except OSError as error:
+                self.connection_lost(error)
 
     async def finish(self) -> None:
         """Wait until all has been written."""
@@ -246,45 +271,79 @@ class Writer(asyncio.BaseProtocol):
             self._transport.close()
             await self.closed
 
-    def connection_lost(self, _error: Exception | None) -> None:
-        """Take note that nobody reads any more."""
-        if not self.closed.done():
+    def connection_lost(self, error: Exception | None) -> None:
+        """Take note that nobody reads any more, or that what is read cannot be written."""
+        if self.closed.done():
+            return
+        if isinstance(error, OSError) and not isinstance(error, BrokenPipeError | ConnectionResetError):
+            self.closed.set_exception(StreamError(standard_streams.unwritable(error)))
+        else:
             self.closed.set_result(None)
 
 
 async def _lines() -> AsyncIterator[bytes]:
-    """Yield the lines of standard input."""
-    if _is_pipe(0):
-        reader = asyncio.StreamReader()
-        pipe = os.fdopen(os.dup(0), "rb", buffering=0)
-        await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), pipe)
-        parts: list[bytes] = []
-        size = 0
-        # Not readline(): it costs as much as the rest of reading, for each of the lines that come together.
-        while data := await reader.read(2**18):
-            end, *others = data.split(b"\n")
-            parts.append(end)
-            size += len(end)
-            if size > LONGEST_LINE:
+    """Yield the lines of standard input.
+
+    Raises:
+        StreamError: it cannot be read.
+    """
+    lines = _lines_of_pipe() if _is_pipe(0) else _lines_of_file()
+    try:
+        async for line in lines:
+            if len(line) > LONGEST_LINE:
                 log.error("a line is longer than %d bytes: the conversation ends", LONGEST_LINE)
                 return
-            for other in others:
-                yield b"".join(parts)
-                parts, size = [other], len(other)
-        yield b"".join(parts)
-        return
-    # Files and terminals cannot be polled. A daemon, because its read cannot be interrupted.
-    queue: asyncio.Queue[bytes] = asyncio.Queue()
+            yield line
+    except OSError as error:
+        raise StreamError(f"standard input cannot be read: {error.strerror}") from None
+
+
+async def _lines_of_pipe() -> AsyncIterator[bytes]:
+    """Yield lines; one that is too long as soon as that is known."""
+    reader = asyncio.StreamReader()
+    pipe = os.fdopen(os.dup(0), "rb", buffering=0)
+    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), pipe)
+    parts: list[bytes] = []
+    size = 0
+    # Not readline(): it costs as much as the rest of reading, for each of the lines that come together.
+    while data := await reader.read(2**18):
+        end, *others = data.split(b"\n")
+        parts.append(end)
+        size += len(end)
+        if size > LONGEST_LINE:
+            break
+        for other in others:
+            yield b"".join(parts)
+            parts, size = [other], len(other)
+    yield b"".join(parts)
+
+
+async def _lines_of_file() -> AsyncIterator[bytes]:
+    """Yield lines of what cannot be polled: a file or a terminal."""
+    queue: asyncio.Queue[bytes | OSError] = asyncio.Queue()
+    room = threading.Semaphore(_LINES_AHEAD)
     loop = asyncio.get_running_loop()
 
-    def read_lines() -> None:
-        with suppress(RuntimeError), open(0, "rb", closefd=False) as wire:  # RuntimeError: the loop is closed
-            for line in wire:
-                loop.call_soon_threadsafe(queue.put_nowait, line)
-            loop.call_soon_threadsafe(queue.put_nowait, b"")
+    def put(item: bytes | OSError) -> None:
+        room.acquire()
+        with suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(queue.put_nowait, item)
 
+    def read_lines() -> None:
+        try:
+            with open(0, "rb", closefd=False) as wire:
+                while line := wire.readline(LONGEST_LINE + 1):
+                    put(line)
+        except OSError as error:
+            put(error)
+        put(b"")
+
+    # A daemon, because its read cannot be interrupted.
     threading.Thread(target=read_lines, daemon=True).start()
     while line := await queue.get():
+        room.release()
+        if isinstance(line, OSError):
+            raise line
         yield line
 
 

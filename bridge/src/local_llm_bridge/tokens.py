@@ -124,7 +124,10 @@ def _locked(path: Path) -> Iterator[Path]:
 
     The lock is on the folder, as the file is replaced by another one.
     """
-    file = path.resolve()
+    try:
+        file = path.resolve()
+    except OSError as error:  # relative to a working folder that was deleted, or a link to itself
+        raise ConfigError(f"{path}: cannot be found: {error.strerror}; name it from /") from None
     try:
         folder = os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
