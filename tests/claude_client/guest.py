@@ -12,7 +12,7 @@ from typing import Any
 from testinfra.host import Host
 
 FOLDER = "/run/claude-client"
-FILES = ("anthropic_messages.py", "call_tool.py")
+FILES = ("anthropic_messages.py", "call_tool.py", "session.py")
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,15 @@ class ToolResult:
 
     text: str
     is_error: bool
+
+
+@dataclass(frozen=True)
+class Session:
+    """A session of the interactive Claude Code: what it showed (without blanks), asked of the gateway and looked up."""
+
+    screen: str
+    requests: list[dict[str, Any]]
+    names: list[str]
 
 
 def call_tool(host: Host, user: str, tool: str, **arguments: Any) -> ToolResult:
@@ -38,13 +47,32 @@ def call_tool(host: Host, user: str, tool: str, **arguments: Any) -> ToolResult:
     Raises:
         AssertionError: the client did not call the tool; the text is the client's own or says which tools it has.
     """
-    for name in FILES:
-        data = base64.b64encode((Path(__file__).parent / name).read_bytes()).decode()
-        host.check_output(f"mkdir -p {FOLDER} && echo %s | base64 -d > {FOLDER}/{name}", data)
-    output = host.check_output(f"python3 {FOLDER}/call_tool.py %s %s %s", user, tool, json.dumps(arguments))
-    answer = json.loads(output)
+    answer = _run(host, "call_tool.py", user, tool, json.dumps(arguments))
     assert "error" not in answer, answer["error"]
     return ToolResult(answer["text"], answer["is_error"])
+
+
+def hold_session(host: Host, user: str, prompt: str, *steps: tuple[str, str]) -> Session:
+    """Let a user talk to the interactive client in gateway mode, with the settings in the user's home and no others.
+
+    The gateway is scripted (`anthropic_messages.py`), so that the client sends all that it always does, calls the tool
+    that the prompt names, and its requests can be looked at.
+
+    Args:
+        host: the guest, as root.
+        user: the developer's account there.
+        prompt: what the user says first, ``CALL <tool> <arguments as JSON>``.
+        *steps: texts to wait for on the screen, and the keys that the user presses then.
+
+    Returns:
+        The session, when the last step's text has come.
+
+    Raises:
+        AssertionError: a text did not come; the message has what was on the screen.
+    """
+    answer = _run(host, "session.py", user, prompt, json.dumps(steps))
+    assert "error" not in answer, f"{answer['error']}; the screen had: {answer['screen'][-3000:]}"
+    return Session(answer["screen"], answer["requests"], answer["names"])
 
 
 def ask(host: Host, user: str, question: str, *options: str) -> str:
@@ -71,3 +99,11 @@ def ask(host: Host, user: str, question: str, *options: str) -> str:
     result = host.run("su -l %s -c %s", user, command)
     assert result.rc == 0, f"the client failed (exit status {result.rc}): {result.stdout}{result.stderr}"
     return str(result.stdout).strip()
+
+
+def _run(host: Host, program: str, *arguments: str) -> Any:
+    """Run one of the programs beside this module in the guest and return what it prints."""
+    for name in FILES:
+        data = base64.b64encode((Path(__file__).parent / name).read_bytes()).decode()
+        host.check_output(f"mkdir -p {FOLDER} && echo %s | base64 -d > {FOLDER}/{name}", data)
+    return json.loads(host.check_output(f"python3 {FOLDER}/{program}" + " %s" * len(arguments), *arguments))

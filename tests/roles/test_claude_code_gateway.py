@@ -117,11 +117,15 @@ class TestSettings:
                 "ANTHROPIC_DEFAULT_FABLE_MODEL": "qwen3-coder",
                 "CLAUDE_CODE_MAX_CONTEXT_TOKENS": "65536",
                 "CLAUDE_CODE_MAX_OUTPUT_TOKENS": "8192",
+                "CLAUDE_CODE_DISABLE_1M_CONTEXT": "1",
                 "CLAUDE_CODE_ATTRIBUTION_HEADER": "0",
                 "CLAUDE_CODE_DISABLE_EXPERIMENTAL_BETAS": "1",
                 "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
+                "CLAUDE_CODE_DISABLE_OFFICIAL_MARKETPLACE_AUTOINSTALL": "1",
                 "CLAUDE_CODE_DISABLE_THINKING": "1",
             },
+            "permissions": {"deny": ["WebSearch"], "disableAutoMode": "disable"},
+            "skipWebFetchPreflight": True,
         }
 
     def test_the_key_helper_prints_the_token_whatever_the_home_is_called(self, account: Account) -> None:
@@ -164,6 +168,38 @@ class TestSettings:
         }
         apply(account, "gateway")
         assert not (account.home / ".claude.json").exists()
+
+    @pytest.mark.parametrize(
+        "had",
+        [
+            {"permissions": {"deny": ["WebSearch", "Bash(rm:*)"]}},
+            {"permissions": {"deny": ["Bash(rm:*)"], "defaultMode": "auto"}, "skipWebFetchPreflight": False},
+            {"env": {"CLAUDE_CODE_DISABLE_1M_CONTEXT": "0"}, "skipWebFetchPreflight": True},
+        ],
+    )
+    def test_what_a_developer_had_set_of_it_comes_back_with_tools_mode(
+        self, account: Account, had: dict[str, Any]
+    ) -> None:
+        put_settings(account, json.dumps(had))
+        apply(account, "gateway")
+        has = read(account, ".claude/settings.json")
+        assert "WebSearch" in has["permissions"]["deny"]
+        assert (has["permissions"]["disableAutoMode"], has["skipWebFetchPreflight"]) == ("disable", True)
+        assert has["env"]["CLAUDE_CODE_DISABLE_1M_CONTEXT"] == "1"
+        apply(account, "tools", permissions=[])
+        assert read(account, ".claude/settings.json") == had
+
+    def test_what_a_developer_has_changed_of_it_stays(self, account: Account) -> None:
+        apply(account, "gateway")
+        has = read(account, ".claude/settings.json")
+        has["skipWebFetchPreflight"] = False
+        has["permissions"]["deny"].append("WebFetch")
+        (account.home / ".claude/settings.json").write_text(json.dumps(has))
+        apply(account, state="absent")
+        assert read(account, ".claude/settings.json") == {
+            "permissions": {"deny": ["WebFetch"]},
+            "skipWebFetchPreflight": False,
+        }
 
     def test_absent_takes_out_exactly_what_was_added(self, account: Account, ca: Path) -> None:
         put_settings(account, SETTINGS)
@@ -318,7 +354,11 @@ class TestManaged:
         settings = json.loads(file.read_text())
         assert settings["env"]["ANTHROPIC_BASE_URL"] == "https://llm.example.com"
         assert Path(settings["env"]["NODE_EXTRA_CA_CERTS"]).read_text() == (ca / "ca.pem").read_text()
-        assert settings["permissions"] == {"allow": ["mcp__local-llm"]}
+        assert settings["permissions"] == {
+            "deny": ["WebSearch"],
+            "disableAutoMode": "disable",
+            "allow": ["mcp__local-llm"],
+        }
         assert {path.stat().st_mode & 0o777 for path in (folder, file.parent)} == {0o755}
         assert {path.stat().st_mode & 0o777 for path in folder.rglob("*") if path.is_file()} == {0o644}
         assert self.manage(folder, ca_certificate=(ca / "ca.pem").read_text()).changed == []

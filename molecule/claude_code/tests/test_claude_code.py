@@ -14,12 +14,13 @@ from typing import Any
 import pytest
 from testinfra.host import Host
 
-from tests.claude_client.guest import ask, call_tool
+from tests.claude_client.guest import Session, ask, call_tool, hold_session
 
 PROJECT = Path(__file__).resolve().parents[3]
 DEVELOPERS = ("alice", "bob", "carol", "dave")
 SECRETS = {user: f"molecule-token-of-{user}" for user in DEVELOPERS}
 VERSION = "2.1.330"
+ENTER = "\r"
 FRANCE = "What is the capital of France?"
 
 
@@ -32,6 +33,10 @@ def models_asked(host: Host, user: str) -> set[str]:
     reply = json.loads(ask(host, user, FRANCE, "--tools", "", "--output-format", "json"))
     assert reply["subtype"] == "success", reply
     return set(reply["modelUsage"])
+
+
+def tool_names(request: dict[str, Any]) -> set[str]:
+    return {tool["name"] for tool in request.get("tools") or []}
 
 
 def ask_client(host: Host, user: str) -> str:
@@ -74,6 +79,42 @@ def test_it_needs_no_option_to_find_the_local_model(host: Host) -> None:
 def test_all_of_claude_code_is_more_than_the_tiny_models_context(host: Host) -> None:
     with pytest.raises(AssertionError, match=r"exceeds the available context size \(32768 tokens\)"):
         ask(host, "dave", FRANCE)
+
+
+@pytest.fixture(scope="module")
+def session(host: Host) -> Session:
+    """dave's Claude Code fetches a page, from the gateway so that there is one name, and takes the default model."""
+    return hold_session(
+        host,
+        "dave",
+        'CALL WebFetch {"url": "https://gateway.test/page", "prompt": "What does it say?"}',
+        ("Do you want to allow Claude to fetch this content?", ENTER),
+        ("is_error", "/model"),
+        ("/model", ENTER),
+        ("1. Default (recommended)", "1"),
+        ("Set model to", "/context"),
+        ("/context", ENTER),
+        ("Auto-compact window", ""),
+    )
+
+
+def test_the_developer_decides_whether_a_tool_may_run_and_the_model_is_not_asked(session: Session) -> None:
+    assert "manualmodeon" in session.screen
+    turns = [request["body"] for request in session.requests if request["path"].startswith("/v1/messages?")]
+    assert [len(turn["messages"]) for turn in turns] == sorted({len(turn["messages"]) for turn in turns})
+    assert all("WebFetch" in tool_names(turn) for turn in turns)
+
+
+def test_the_model_is_not_offered_a_web_search_that_nobody_does(session: Session) -> None:
+    assert "WebSearch" not in {name for request in session.requests for name in tool_names(request["body"])}
+
+
+def test_the_default_model_keeps_the_context_that_the_model_has(session: Session) -> None:
+    assert "k/32.8ktokens" in session.screen
+
+
+def test_no_name_but_the_gateways_is_looked_up(session: Session) -> None:
+    assert session.names == ["gateway.test"]
 
 
 def test_gateway_mode_alone_has_no_mcp_server_and_tools_alone_no_gateway(host: Host) -> None:

@@ -174,10 +174,25 @@ def gateway_settings(gateway: dict[str, Any], token_file: str) -> Document:
         # Claude Code takes a model that it does not know for one with a context of a million tokens.
         "CLAUDE_CODE_MAX_CONTEXT_TOKENS": str(context),
         "CLAUDE_CODE_MAX_OUTPUT_TOKENS": str(output),
+        # "Default" of /model would be <model>[1m]: a million tokens again, and no compaction.
+        "CLAUDE_CODE_DISABLE_1M_CONTEXT": "1",
         # A block that differs in every call; the engine could not use its prefix cache.
         "CLAUDE_CODE_ATTRIBUTION_HEADER": "0",
         "CLAUDE_CODE_DISABLE_EXPERIMENTAL_BETAS": "1",
         "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
+        # At its first start it would fetch a list of plugins from downloads.claude.ai, then github.com.
+        "CLAUDE_CODE_DISABLE_OFFICIAL_MARKETPLACE_AUTOINSTALL": "1",
         **({} if gateway["thinking"] else {"CLAUDE_CODE_DISABLE_THINKING": "1"}),
     }
-    return {"apiKeyHelper": f"cat {token_file}", "env": environment}
+    return {
+        "apiKeyHelper": f"cat {token_file}",
+        "env": environment,
+        "permissions": {
+            # Engines do not search. They ignore the request, and Claude Code shows what the model invents as results.
+            "deny": ["WebSearch"],
+            # Claude Code would ask the model whether a tool may run, with 31,000 tokens of instructions.
+            "disableAutoMode": "disable",
+        },
+        # WebFetch would tell api.anthropic.com the name of each host that it fetches from.
+        "skipWebFetchPreflight": True,
+    }
