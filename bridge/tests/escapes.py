@@ -48,7 +48,7 @@ while True:
 """A program; run it outside with ESCAPES_SECRET in its environment. It prints `ready`."""
 
 _PRELUDE = f"""\
-import ctypes, os, platform, signal, socket, stat, struct, subprocess, sys, time
+import ctypes, os, platform, signal, socket, stat, struct, subprocess, sys, tempfile, time
 OUTSIDE, SECRET, PORT = {OUTSIDE!r}, {SECRET!r}, {PORT}
 libc = ctypes.CDLL(None, use_errno=True)
 def escaped(what):
@@ -64,6 +64,30 @@ def read(path):
 def call(x86_64, aarch64, *arguments):
     return libc.syscall(x86_64 if platform.machine() == "x86_64" else aarch64, *arguments)
 """
+_PRELUDE += """\
+def in_processes(count, take, most):
+    # Take memory in several processes at once, each of which keeps it; say so when it is more MiB than that.
+    out, into = os.pipe()
+    children = []
+    for _ in range(count):
+        children.append(os.fork())
+        if children[-1] == 0:
+            try:
+                for mib in take():
+                    os.write(into, struct.pack("d", mib))
+            except (OSError, MemoryError):
+                pass
+            os.close(into)
+            time.sleep(60)
+    os.close(into)
+    kept = 0
+    while (data := os.read(out, 8)) and kept <= most:
+        kept += struct.unpack("d", data)[0]
+    (escaped if kept > most else print)(f"{kept:.0f} MiB")
+    time.sleep(1)
+    for child in children:
+        os.kill(child, signal.SIGKILL)
+"""
 
 
 @dataclass(frozen=True)
@@ -73,17 +97,21 @@ class Attempt:
     Args:
         name: what it goes for.
         code: a program, before which comes a prelude.
-        limits: names of limits, one of which has to end the code; empty: it ends by itself.
+        limits: names of limits, one of which has to end the code; None, or empty: it ends by itself.
         then: a program for the next sandbox, which prints ESCAPED if it finds something.
         real: whether it succeeds without a sandbox for an ordinary user, and is harmless there: this is tried, too.
+        counted: whether it takes memory that it would get with a higher limit: this is tried, too.
+        needs_cgroup: whether on a server only MemoryMax= holds it.
         ends_sandbox: whether it may end its own sandbox, so that there is no result.
     """
 
     name: str
     code: str
-    limits: tuple[str, ...] = ()
+    limits: tuple[str | None, ...] = ()
     then: str = ""
     real: bool = False
+    counted: bool = False
+    needs_cgroup: bool = False
     ends_sandbox: bool = False
 
     def program(self) -> str:
@@ -320,6 +348,290 @@ for number in range(100):
         call(31, 195, shared, 0, 0)
 if kept > 512 << 20:
     escaped(f"{kept >> 20} MiB")
+""",
+    ),
+    Attempt(
+        "memory that processes share",
+        """
+import mmap
+def take():
+    kept = []
+    for _ in range(50):
+        kept.append(mmap.mmap(-1, 4 << 20))
+        kept[-1][:] = bytes(4 << 20)
+        yield 4
+in_processes(6, take, 1024)
+""",
+        limits=("memory",),
+        counted=True,
+    ),
+    Attempt(
+        "shared memory of which little is mapped",
+        """
+libc.mmap.restype = ctypes.c_void_p
+for mib in (128, 4):
+    for number in range(1024 // mib):
+        size = mib << 20
+        address = libc.mmap(None, ctypes.c_size_t(size), 3, 0x21, -1, ctypes.c_long(0))
+        if address in (None, ctypes.c_void_p(-1).value):
+            break
+        ctypes.memset(address, 1, size)
+        libc.munmap(ctypes.c_void_p(address + 4096), ctypes.c_size_t(size - 4096))
+    else:
+        escaped("1024 MiB")
+        break
+""",
+        limits=("memory",),
+        counted=True,
+    ),
+    Attempt(
+        "shared memory of a device",
+        """
+import mmap
+fd = os.open("/dev/zero", os.O_RDWR)
+if tried(mmap.mmap, fd, 4 << 20):
+    escaped("shared memory from /dev/zero")
+""",
+        real=True,
+    ),
+    Attempt(
+        "memory of a process without its first thread",
+        """
+import threading
+def take():
+    kept = []
+    def more():
+        for _ in range(18):
+            kept.append(b"x" * (8 << 20))
+            os.write(1, b"8\\n")
+        time.sleep(60)
+    threading.Thread(target=more).start()
+    call(60, 93, 0)
+out, into = os.pipe()
+for _ in range(6):
+    if os.fork() == 0:
+        os.dup2(into, 1)
+        take()
+mib = 0
+for line in os.fdopen(out):
+    mib += int(line)
+    if mib > 700:
+        escaped(f"{mib} MiB")
+        break
+""",
+        limits=("memory",),
+        counted=True,
+    ),
+    Attempt(
+        "memory of a process that cannot be looked at",
+        """
+print(libc.prctl(4, 0, 0, 0, 0))
+def take():
+    kept = []
+    for _ in range(18):
+        kept.append(b"x" * (8 << 20))
+        yield 8
+in_processes(8, take, 1024)
+""",
+        limits=("memory",),
+        counted=True,
+    ),
+    Attempt(
+        "tables of pages",
+        """
+libc.mmap.restype = ctypes.c_void_p
+def take():
+    for number in range(30_000):
+        where = ctypes.c_void_p((number + 1) << 30)
+        address = libc.mmap(where, ctypes.c_size_t(4096), 1, 0x100022, -1, ctypes.c_long(0))
+        if address in (None, ctypes.c_void_p(-1).value):
+            return
+        ctypes.string_at(address, 1)
+        if number % 128 == 127:
+            yield 1
+in_processes(6, take, 1024)
+""",
+        limits=("memory",),
+        counted=True,
+    ),
+    Attempt(
+        "a great many mappings",
+        """
+libc.mmap.restype = ctypes.c_void_p
+def take():
+    address = libc.mmap(None, ctypes.c_size_t(200 << 20), 0, 0x22, -1, ctypes.c_long(0))
+    for number in range(25_000):
+        if libc.mprotect(ctypes.c_void_p(address + number * 8192), ctypes.c_size_t(4096), 1):
+            return
+        if number % 2048 == 2047:
+            yield 1
+in_processes(6, take, 60)
+""",
+        limits=("memory",),
+        counted=True,
+    ),
+    Attempt(
+        "socket pairs with full buffers",
+        """
+def take():
+    kept = []
+    while True:
+        try:
+            kept.append(socket.socketpair())
+        except OSError:
+            return
+        for one in kept[-1]:
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 30)
+            one.setblocking(False)
+            size = 0
+            try:
+                while True:
+                    size += one.send(bytes(1 << 20))
+            except BlockingIOError:
+                pass
+            yield size / (1 << 20)
+in_processes(15, take, 288)
+""",
+        limits=("memory",),
+        counted=True,
+    ),
+    Attempt(
+        "connections that nobody accepts",
+        """
+mib = 0
+listeners = []
+for number in range(8):
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind("\\0full" + str(number))
+    listener.listen(4096)
+    listeners.append(listener)
+    for _ in range(4096):
+        one = socket.socket(socket.AF_UNIX)
+        one.setblocking(False)
+        if one.connect_ex("\\0full" + str(number)):
+            break
+        try:
+            while True:
+                mib += one.send(bytes(1 << 20)) / (1 << 20)
+        except BlockingIOError:
+            pass
+        one.close()
+        if mib > 512:
+            escaped(f"{mib} MiB")
+            sys.exit()
+""",
+        limits=("memory",),
+        counted=True,
+    ),
+    Attempt(
+        "pages that a pipe or a socket holds",
+        """
+import mmap
+ours, theirs = socket.socketpair()
+out, into = os.pipe()
+with open("/tmp/escapes-pages", "wb+") as file:
+    file.write(bytes(4096))
+    file.flush()
+    fd = file.fileno()
+    if tried(os.sendfile, ours.fileno(), fd, 0, 1) or tried(os.splice, fd, into, 1, 0):
+        escaped("pages of a file")
+os.unlink("/tmp/escapes-pages")
+page = ctypes.create_string_buffer(4096)
+vector = (ctypes.c_ulong * 2)(ctypes.addressof(page), 1)
+if call(278, 75, into, vector, 1, 0) > 0:
+    escaped("pages of memory")
+""",
+        real=True,
+    ),
+    Attempt(
+        "files that are empty",
+        """
+def take(folder):
+    for number in range(60_000):
+        os.close(os.open(f"{folder}/{number:0250}", os.O_CREAT | os.O_WRONLY))
+        if number % 1024 == 1023:
+            yield 1.5
+in_processes(4, lambda: take(tempfile.mkdtemp(dir="/tmp")), 320)
+""",
+        limits=("memory", None),  # systemd's /tmp takes no more
+        counted=True,
+    ),
+    Attempt(
+        "lists of who may use a file",
+        """
+entries = [(1, 7, -1), *[(2, 7, os.getuid())] * 8000, (4, 7, -1), (16, 7, -1), (32, 7, -1)]
+acl = struct.pack("<I", 2) + b"".join(struct.pack("<HHi", *entry) for entry in entries)
+kept = 0
+for number in range(64):
+    os.mkdir(f"/tmp/escapes-acl-{number}")
+    if tried(lambda: os.setxattr(f"/tmp/escapes-acl-{number}", "system.posix_acl_default", acl) or 1):
+        kept += 1
+    os.rmdir(f"/tmp/escapes-acl-{number}")
+if kept:
+    escaped(f"{kept} times 64 KiB")
+""",
+    ),
+    Attempt(
+        "locks on files",
+        """
+import fcntl
+def take():
+    kept = []
+    for number in range(60):
+        kept.append(open(f"/tmp/escapes-locks-{os.getpid()}-{number}", "w"))
+        for place in range(2048):
+            fcntl.lockf(kept[-1], fcntl.LOCK_EX, 1, 2 * place)
+        yield 2048 / 4096
+in_processes(12, take, 60)
+""",
+        limits=("memory",),
+        needs_cgroup=True,
+    ),
+    Attempt(
+        "timers",
+        """
+timer = ctypes.c_int()
+for number in range(4096):
+    if call(222, 107, 0, None, ctypes.byref(timer)):
+        break
+else:
+    escaped("4096 timers")
+""",
+        real=True,
+    ),
+    Attempt(
+        "memory of the kernel by single calls",
+        """
+if call(294, 26, 0) >= 0 or call(253, 26, 0) >= 0:
+    escaped("inotify, whose queues are long")
+if libc.prctl(78, 1, ctypes.c_ulong(1 << 16), 0, 0) == 0:
+    escaped("a table of futexes")
+if call(444, 444, (ctypes.c_uint64 * 1)(0x1fff), 8, 0) >= 0:
+    escaped("landlock, whose rules nobody counts")
+context = ctypes.c_ulong()
+if call(206, 0, 64, ctypes.byref(context)) == 0:
+    escaped("aio")
+out, into = os.pipe()
+import fcntl
+if tried(fcntl.fcntl, into, 1031, 1 << 20) or fcntl.fcntl(into, 1032) > 65536:
+    escaped("a pipe of 1 MiB")
+""",
+        real=True,
+    ),
+    Attempt(
+        "terminals of its own",
+        """
+if tried(os.openpty) or tried(os.open, "/dev/ptmx", os.O_RDWR) is not None:
+    escaped("a terminal")
+""",
+        real=True,
+    ),
+    Attempt(
+        "the watcher's memory",
+        """
+for path in (f"/proc/{os.getppid()}/mem", "/proc/1/mem"):
+    if tried(os.open, path, os.O_RDWR) is not None:
+        escaped(path)
 """,
     ),
     Attempt(

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
+import inspect
 import os
 import platform
+import re
 import shutil
 import socket
 import subprocess
@@ -20,7 +21,7 @@ import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from local_llm_bridge import sandbox_runner, seccomp
 from local_llm_bridge.errors import BadArgumentsError, ConfigError, SandboxError
@@ -30,11 +31,15 @@ if TYPE_CHECKING:
 
 PYTHON = "/usr/bin/python3"
 _RUNNER = "/sandbox_runner.py"
+_BESIDE = "/seccomp.py"
 TMP_MIB = 64
 """Size of the code's /tmp in bubblewrap."""
 # How long after the code's own deadline the bridge waits for the runner's word.
 _GRACE_S = 5.0
 _PROBE_S = 10.0
+# Longest that a result is without its output, in bytes.
+_MOST_WORDS = 64
+_REPORT = re.compile(rb"\s+(-|-?\d{1,3}) (-|time|memory|processes|output) (\d{1,6}\.\d{3}) (\d{1,8})\n", re.ASCII)
 # What root becomes for the sandbox: the kernel's limit on processes does not hold for root.
 _NOBODY = 65534
 _HELP = "docs/sandbox.md says what is needed. To do without, remove execute_python from the settings."
@@ -101,7 +106,7 @@ class Sandbox(ABC):
     async def _talk(self, connection: socket.socket, content: bytes) -> tuple[bytes, bool]:
         """Send the code to a runner, and return its answer and whether it came in time."""
         answer = bytearray()
-        most = self._settings.output_kib * 1024 * 6 + 4096  # what the allowed output can become as JSON
+        most = self._settings.output_kib * 1024 + _MOST_WORDS
         reader, writer = await asyncio.open_connection(sock=connection)
         try:
             async with asyncio.timeout(self._settings.time_s + _GRACE_S):
@@ -145,10 +150,12 @@ class _Bubblewrap(Sandbox):
         self._bwrap = bwrap
         limits = (settings.time_s, settings.memory_mib, settings.processes, settings.output_kib)
         self._runner = [_RUNNER, *map(str, limits)]
-        self._data = {
-            "--seccomp": seccomp.program(),
-            "--ro-bind-data": Path(sandbox_runner.__file__).read_bytes(),
-        }
+        runner, beside = (Path(inspect.getfile(module)).read_bytes() for module in (sandbox_runner, seccomp))
+        self._data = [
+            ("--seccomp", seccomp.program(), []),
+            ("--ro-bind-data", runner, [_RUNNER]),
+            ("--ro-bind-data", beside, [_BESIDE]),
+        ]
 
     def probe(self) -> None:
         """Try whether sandboxes can be made here.
@@ -202,14 +209,16 @@ class _Bubblewrap(Sandbox):
         """
         root = os.geteuid() == 0
         with contextlib.ExitStack() as stack:
-            fds = {option: stack.enter_context(_reading(data)).fileno() for option, data in self._data.items()}
-            options = ["--seccomp", fds["--seccomp"], "--ro-bind-data", fds["--ro-bind-data"], _RUNNER]
+            options, fds = [], []
+            for option, data, place in self._data:
+                fds.append(stack.enter_context(_reading(data)).fileno())
+                options += [option, str(fds[-1]), *place]
             return subprocess.Popen(  # noqa: S603
-                [self._bwrap, *map(str, options), *_box(), PYTHON, "-I", "-S", *arguments],
+                [self._bwrap, *options, *_box(), PYTHON, "-I", "-S", *arguments],
                 stdin=stdin,
                 stdout=stdout,
                 stderr=subprocess.PIPE,
-                pass_fds=list(fds.values()),
+                pass_fds=fds,
                 cwd="/",
                 user=_NOBODY if root else None,
                 group=_NOBODY if root else None,
@@ -256,6 +265,10 @@ def _box() -> list[str]:
         *("--ro-bind", "/usr", "/usr", *_libraries(), "--proc", "/proc", "--dev", "/dev"),
         *("--size", str(TMP_MIB * 1024 * 1024 // 4), "--tmpfs", "/dev/shm"),  # noqa: S108 - the sandbox's own
         *("--size", str(TMP_MIB * 1024 * 1024), "--tmpfs", "/tmp"),  # noqa: S108
+        # It reads as zeros, too, but cannot be mapped: shared memory that nobody counts.
+        *("--dev-bind", "/dev/full", "/dev/zero"),
+        # No terminals: much memory of the kernel, and many of its faults.
+        *("--tmpfs", "/dev/pts", "--remount-ro", "/dev/pts"),
         *("--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/"),
     ]
 
@@ -297,29 +310,30 @@ def _judge(answer: _Answer, duration_s: float) -> Run:
             "The sandbox ended without a result: the code has ended the process that watches over it, or the machine "
             f"ran out of memory. {answer.why_not}"
         )
-    try:
-        return _run(json.loads(answer.said))
-    except (ValueError, TypeError, KeyError):
+    return _result(answer.said)
+
+
+def _result(said: bytes) -> Run:
+    """Return the result that a runner reports, or that the code has made up in its place.
+
+    Raises:
+        SandboxError: it is none.
+    """
+    if not (words := _REPORT.match(said)) or int(words[4]) > len(said) - words.end():
         raise SandboxError(
             "The sandbox answered with something that is no result: the code has probably hurt the process that "
             "watches over it. Change the code."
-        ) from None
-
-
-def _run(result: dict[str, Any]) -> Run:
-    """Check a result, which may come from the code itself.
-
-    Raises:
-        ValueError: it is none.
-        TypeError: the same.
-        KeyError: the same.
-    """
-    stdout, stderr, code, limit = (result[key] for key in ("stdout", "stderr", "exit_code", "limit"))
-    if not (isinstance(stdout, str) and isinstance(stderr, str) and (code is None or isinstance(code, int))):
-        raise TypeError
-    if limit not in {None, "time", "memory", "processes", "output"}:
-        raise ValueError
-    return Run(stdout, stderr, code, limit, float(result["duration_s"]))
+        )
+    exit_code, limit, duration_s, length = (word.decode() for word in words.groups())
+    output = said[words.end() :]
+    stdout, stderr = (text.decode(errors="replace") for text in (output[: int(length)], output[int(length) :]))
+    return Run(
+        stdout,
+        stderr,
+        None if exit_code == "-" else int(exit_code),
+        None if limit == "-" else limit,
+        float(duration_s),
+    )
 
 
 def _last(words: bytes) -> str:

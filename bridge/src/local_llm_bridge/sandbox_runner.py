@@ -2,20 +2,23 @@
 
 Started by systemd (one unit instance per connection) or by bubblewrap, always with a stream socket as standard input
 and output. It reads the code until the other side has no more, writes a line feed when the code starts, a blank once
-when the code uses much memory, and the result as JSON at the end. When the other side goes away, it ends.
+when the code uses much memory, and the result at the end (`report`). When the other side goes away, it ends.
 
 It is no boundary: the code runs as the same user, and whatever it does to this process, it does to itself. The boundary
 is around both. Only the standard library, and nothing of it that is slow to import: the system's own Python runs this.
+Beside it has to be seccomp.py.
 """
 
 from __future__ import annotations
 
+import _socket  # `socket` takes long to import
 import contextlib
-import json
+import ctypes
 import os
 import resource
 import select
 import signal
+import struct
 import sys
 import time
 from pathlib import Path
@@ -24,8 +27,23 @@ MAX_CODE = 1024 * 1024
 """Longest code, in bytes."""
 FILE_MIB = 32
 """Largest file that the code may write."""
-# How often memory and processes are looked at, in seconds.
-_TICK_S = 0.05
+SHARED_MIB = 8
+"""Largest mapping of shared memory without a file, as which each counts, however little of it is still mapped."""
+# How often memory and processes are looked at, in seconds, if that takes less than a quarter of the processor's time.
+_TICK_S = 0.02
+# How much nicer the code is than what watches it.
+_NICE = 5
+# A process that is being started shares its parent's memory for a moment, and counts twice.
+_MOMENT_S = 0.01
+# What the kernel keeps for each of these, in KiB, seldom more.
+_MAPPING_KIB, _FILE_KIB = 0.5, 1.5
+# Longest list of a process's mappings for each MiB of memory, and of all locks, in bytes. What is longer has used up
+# the memory: reading it would take time, in which nobody looks.
+_MAPS_PER_MIB = 1024
+_LONGEST_LOCKS = 1 << 20
+_SHARED = b"/dev/zero (deleted)"
+_WRITABLE = ("/tmp", "/dev/shm")  # noqa: S108 - file systems of this sandbox's own
+_PR_SET_DUMPABLE, _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER = 4, 22, 2
 _MIB = 1024 * 1024
 _SCRIPT = "/tmp/main.py"  # noqa: S108 - a file system of this sandbox's own
 _ENVIRONMENT = {
@@ -72,8 +90,8 @@ class Output:
         return bool(data)
 
 
-def run(code: bytes, time_s: float, memory_mib: int, processes: int, output_kib: int) -> dict[str, object]:
-    """Run the code in a session of its own and return the result.
+def run(code: bytes, time_s: float, memory_mib: int, processes: int, output_kib: int) -> bytes:
+    """Run the code in a session of its own and return the report.
 
     Args:
         code: the program's text.
@@ -84,25 +102,36 @@ def run(code: bytes, time_s: float, memory_mib: int, processes: int, output_kib:
     """
     Path(_SCRIPT).write_bytes(code)
     output = Output(output_kib * 1024)
+    confine = _confinement()
+    usage = _Usage(memory_mib, processes)
     begin = time.monotonic()
-    child = _start(output.pipe("stdout"), output.pipe("stderr"), _limits(time_s, memory_mib, processes))
+    child = _start(output.pipe("stdout"), output.pipe("stderr"), _limits(time_s, memory_mib, processes), confine)
     _tell(b"\n")
-    limit = _watch(child, output, begin + time_s, memory_mib, processes)
+    limit = _watch(child, output, begin + time_s, usage)
     duration_s = time.monotonic() - begin
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child, signal.SIGKILL)  # also what the code has left running
-    _, status, usage = os.wait4(child, 0)
+    _, status, used = os.wait4(child, 0)
     for pipe in output.pipes:
         while not output.full and output.read(pipe) and select.select([pipe], [], [], 0)[0]:
             pass
     exit_code = None if limit else os.waitstatus_to_exitcode(status)
-    limit = limit or _hit(exit_code, bytes(output.text["stderr"]), usage.ru_maxrss / 1024, memory_mib)
-    return {
-        **{name: text.decode(errors="replace") for name, text in output.text.items()},
-        "exit_code": exit_code,
-        "limit": limit,
-        "duration_s": round(duration_s, 3),
-    }
+    limit = limit or _hit(exit_code, bytes(output.text["stderr"]), used.ru_maxrss / 1024, memory_mib)
+    return report(exit_code, limit, duration_s, *map(bytes, output.text.values()))
+
+
+def report(exit_code: int | None, limit: str | None, duration_s: float, stdout: bytes, stderr: bytes) -> bytes:
+    """Return a result as it goes to the bridge: a line of words, then the output as it came.
+
+    Args:
+        exit_code: negative for a signal; None: ended by a limit.
+        limit: name of the limit that was hit, if any.
+        duration_s: how long it took, in seconds.
+        stdout: what the code wrote to it.
+        stderr: the same.
+    """
+    ended = "-" if exit_code is None else exit_code
+    return f"{ended} {limit or '-'} {duration_s:.3f} {len(stdout)}\n".encode() + stdout + stderr
 
 
 def _limits(time_s: float, memory_mib: int, processes: int) -> dict[int, int]:
@@ -111,7 +140,8 @@ def _limits(time_s: float, memory_mib: int, processes: int) -> dict[int, int]:
         resource.RLIMIT_CPU: int(time_s) + 1,
         resource.RLIMIT_FSIZE: FILE_MIB * _MIB,
         resource.RLIMIT_CORE: 0,
-        resource.RLIMIT_NOFILE: 256,
+        resource.RLIMIT_NOFILE: 64 + 4 * processes,  # each may be a pipe or a socket with a full buffer
+        resource.RLIMIT_SIGPENDING: 128,  # timers count, too
         resource.RLIMIT_MEMLOCK: 0,
         resource.RLIMIT_MSGQUEUE: 0,
         # This process counts, too; and one too many must be possible, so that it is seen.
@@ -119,8 +149,26 @@ def _limits(time_s: float, memory_mib: int, processes: int) -> dict[int, int]:
     }
 
 
-def _start(stdout: int, stderr: int, limits: dict[int, int]) -> int:
+def _prctl(option: int, *arguments: object) -> None:
+    """Call prctl.
+
+    Raises:
+        OSError: the kernel refuses.
+    """
+    if ctypes.CDLL(None, use_errno=True).prctl(option, *arguments, 0, 0):
+        raise OSError(ctypes.get_errno(), f"prctl {option}: {os.strerror(ctypes.get_errno())}")
+
+
+def _confinement() -> bytes:
+    sys.path.append(str(Path(__file__).parent))
+    import seccomp  # type: ignore[import-not-found] # noqa: PLC0415 - in a sandbox there is no package
+
+    return bytes(seccomp.arguments(SHARED_MIB * _MIB))
+
+
+def _start(stdout: int, stderr: int, limits: dict[int, int], confine: bytes) -> int:
     """Start Python in a process of its own and return its id."""
+    _prctl(_PR_SET_DUMPABLE, 0, 0)  # the code may not look into this process, nor write
     child = os.fork()
     if child:
         os.close(stdout)
@@ -128,21 +176,27 @@ def _start(stdout: int, stderr: int, limits: dict[int, int]) -> int:
         return child
     try:
         os.setsid()
+        with contextlib.suppress(PermissionError):  # under systemd, where MemoryMax= holds
+            os.nice(_NICE)
         null = os.open(os.devnull, os.O_RDWR)
         for number, fd in enumerate((null, stdout, stderr)):
             os.dup2(fd, number)
         for kind, most in limits.items():
             resource.setrlimit(kind, (most, most))
+        _prctl(_PR_SET_DUMPABLE, 1, 0)
         with contextlib.suppress(OSError):
             Path("/proc/self/oom_score_adj").write_text("1000")  # if memory runs out, this process goes first
         os.chdir("/tmp")  # noqa: S108
+        steps = ctypes.create_string_buffer(confine, len(confine))
+        filter_ = ctypes.create_string_buffer(struct.pack("@HP", len(confine) // 8, ctypes.addressof(steps)))
+        _prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, filter_)
         os.execve(sys.executable, [sys.executable, "-I", "-B", "-u", "-X", "utf8", _SCRIPT], _ENVIRONMENT)  # noqa: S606
     except BaseException as error:  # noqa: BLE001 - a forked process must not go on as its parent
         os.write(2, f"the sandbox cannot start Python: {error}\n".encode())
     os._exit(127)
 
 
-def _watch(child: int, output: Output, deadline: float, memory_mib: int, processes: int) -> str | None:
+def _watch(child: int, output: Output, deadline: float, usage: _Usage) -> str | None:
     """Collect output until the code ends or hits a limit; return the limit's name."""
     ended = os.pidfd_open(child)
     poll = select.poll()
@@ -150,7 +204,6 @@ def _watch(child: int, output: Output, deadline: float, memory_mib: int, process
     poll.register(0, 0)  # tells only when the other side has gone
     for pipe in output.pipes:
         poll.register(pipe, select.POLLIN)
-    usage = _Usage(memory_mib, processes)
     while (now := time.monotonic()) < deadline:
         if limit := usage.limit_hit(now):
             return limit
@@ -169,7 +222,10 @@ def _watch(child: int, output: Output, deadline: float, memory_mib: int, process
 
 
 class _Usage:
-    """What all processes of this sandbox use, looked at a few times a second.
+    """What all processes of this sandbox use together, looked at many times a second.
+
+    Memory is what is theirs alone or, if it is shared, their part of it; swapped or not; and what the kernel keeps for
+    them. Files in /tmp and /dev/shm have limits of their own, and only their number counts here.
 
     Args:
         memory_mib: what is allowed, in MiB.
@@ -177,8 +233,12 @@ class _Usage:
     """
 
     def __init__(self, memory_mib: int, processes: int) -> None:
-        self._memory_mib = memory_mib
+        self._memory_kib = memory_mib * 1024
         self._processes = processes
+        self._longest_maps = memory_mib * _MAPS_PER_MIB
+        self._socket_kib = _socket_kib()
+        self._base_kib = 0.0
+        self._base_kib = self._kernel_kib()
         self._next = 0.0
         self._told = False
 
@@ -186,30 +246,105 @@ class _Usage:
         """Return the name of the limit that is exceeded, if it is time to look."""
         if now < self._next:
             return None
-        self._next = now + _TICK_S
-        used_mib, tasks = _usage()
-        if used_mib > self._memory_mib / 2 and not self._told:
+        begin = time.process_time()
+        used_kib, tasks = self._look()
+        if used_kib > self._memory_kib:
+            time.sleep(_MOMENT_S)
+            used_kib, tasks = self._look()
+        self._next = time.monotonic() + max(_TICK_S, 3 * (time.process_time() - begin))
+        if used_kib > self._memory_kib / 2 and not self._told:
             self._told = True
             _tell(b" ")
-        if used_mib > self._memory_mib:
+        if used_kib > self._memory_kib:
             return "memory"
         return "processes" if tasks > self._processes else None
 
+    def _look(self) -> tuple[float, int]:
+        """Return the memory in KiB and the number of threads of all processes but this one."""
+        others = [_Process(int(name)) for name in os.listdir("/proc") if name.isdecimal() and int(name) != os.getpid()]  # noqa: PTH208
+        kib = self._kernel_kib()
+        shared: set[bytes] = set()
+        for one in others:
+            maps = _read(f"/proc/{one.pid}/maps", self._longest_maps)
+            if len(maps) >= self._longest_maps:
+                kib += self._memory_kib
+            kib += maps.count(b"\n") * _MAPPING_KIB + one.tables_kib
+            if _SHARED in maps:
+                shared |= {line.split()[4] for line in maps.splitlines() if line.endswith(_SHARED)}
+        kib += len(shared) * SHARED_MIB * 1024
+        # Memory that a fork shares with its parent is in this sum twice; to find out takes longer.
+        own_kib = sum(one.own_kib for one in others)
+        if kib + own_kib > self._memory_kib / 2:
+            own_kib = sum(one.own_part_kib() for one in others)
+        return kib + own_kib, sum(one.threads for one in others)
 
-def _usage() -> tuple[float, int]:
-    """Return the memory in MiB and the number of threads of all processes of this sandbox but this one."""
-    pages = tasks = 0
-    for entry in os.listdir("/proc"):  # noqa: PTH208 - names are all that is needed
-        if not entry.isdecimal() or int(entry) == os.getpid():
-            continue
-        try:
-            fields = Path("/proc", entry, "stat").read_bytes().rpartition(b")")[2].split()
-            resident, shared = Path("/proc", entry, "statm").read_bytes().split()[1:3]
-        except OSError:
-            continue  # it has just ended
-        tasks += int(fields[17])
-        pages += int(resident) - int(shared)
-    return pages * resource.getpagesize() / _MIB, tasks
+    def _kernel_kib(self) -> float:
+        """Return the most that sockets may hold and what the number of files takes, beyond what there was at first."""
+        sockets = _fields(_read("/proc/self/net/sockstat").replace(b"used ", b"")).get(b"sockets", 0)
+        kib = sockets * self._socket_kib
+        if len(_read("/proc/locks", _LONGEST_LOCKS)) >= _LONGEST_LOCKS:
+            kib += self._memory_kib
+        for folder in _WRITABLE:
+            files = os.statvfs(folder)
+            kib += (files.f_files - files.f_ffree) * _FILE_KIB
+        return max(0.0, kib - self._base_kib)
+
+
+class _Process:
+    """A process as /proc shows it at this moment; all is 0 when it has just ended.
+
+    Args:
+        pid: its id. Afterwards that of a thread which is still there, if the first one has ended.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        status = _fields(_read(f"/proc/{pid}/status"))
+        self.threads = status.get(b"Threads", 0)
+        if b"VmSize" not in status and self.threads > 1:
+            with contextlib.suppress(OSError):
+                for thread in map(int, os.listdir(f"/proc/{pid}/task")):  # noqa: PTH208
+                    if b"VmSize" in (status := _fields(_read(f"/proc/{thread}/status"))):
+                        self.pid = thread
+                        break
+        self.own_kib = status.get(b"RssAnon", 0) + status.get(b"VmSwap", 0)
+        self.tables_kib = status.get(b"VmPTE", 0)
+
+    def own_part_kib(self) -> int:
+        """Return how much memory is its own, and its part of what it shares with others."""
+        rollup = _fields(_read(f"/proc/{self.pid}/smaps_rollup"))
+        if b"Pss_Anon" not in rollup:
+            return self.own_kib
+        return rollup[b"Pss_Anon"] + rollup.get(b"SwapPss", 0)
+
+
+def _fields(text: bytes) -> dict[bytes, int]:
+    """Return the numbers of a file in /proc that has lines like `VmSize: 12 kB`."""
+    fields = {}
+    for line in text.splitlines():
+        name, _, value = line.partition(b":")
+        words = value.split(None, 1)
+        if words and words[0].isdigit():
+            fields[name] = int(words[0])
+    return fields
+
+
+def _read(path: str, most: int = 65536) -> bytes:
+    """Return what a file in /proc says, nothing if it is not there."""
+    text = b""
+    with contextlib.suppress(OSError), open(path, "rb", buffering=0) as file:  # noqa: PTH123 - many times a second
+        while len(text) < most and (data := file.read(65536)):
+            text += data
+    return text
+
+
+def _socket_kib() -> float:
+    """Return how much memory a socket may hold, in KiB: its full buffer, and what was sent just before it was full."""
+    own = _socket.socket(fileno=os.dup(0))
+    try:
+        return 2 * own.getsockopt(_socket.SOL_SOCKET, _socket.SO_SNDBUF) / 1024
+    finally:
+        own.close()
 
 
 def _reap(child: int) -> None:
@@ -248,5 +383,4 @@ def _tell(data: bytes) -> None:
 
 if __name__ == "__main__":
     time_s, memory_mib, processes, output_kib = sys.argv[1:]
-    result = run(_read_code(), float(time_s), int(memory_mib), int(processes), int(output_kib))
-    _tell(json.dumps(result, ensure_ascii=False).encode())
+    _tell(run(_read_code(), float(time_s), int(memory_mib), int(processes), int(output_kib)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import importlib.util
 import json
 import subprocess
@@ -72,7 +73,8 @@ PROGRAMS = {
 
 def write(host: Host, path: str, text: str) -> None:
     """Write a text into a file of the guest that anybody may read."""
-    host.check_output(f"echo {base64.b64encode(text.encode()).decode()} | base64 -d > %s && chmod 0644 %s", path, path)
+    packed = base64.b64encode(gzip.compress(text.encode())).decode()  # a command is at most 128 KiB
+    host.check_output("echo %s | base64 -d | gunzip > %s && chmod 0644 %s", packed, path, path)
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +123,8 @@ def test_ordinary_programs_run(targets: Host, name: str) -> None:
     assert (result["stdout"], result["exit_code"]) == ("fine\n", 0), result
 
 
-@pytest.mark.parametrize("name", list(ATTEMPTS))
+# In a guest nothing enforces MemoryMax=, so what only that holds is not tried there.
+@pytest.mark.parametrize("name", [name for name, attempt in ATTEMPTS.items() if not attempt.needs_cgroup])
 def test_no_attempt_gets_out(targets: Host, name: str) -> None:
     attempt = ATTEMPTS[name]
     contacts = targets.file(f"{ESCAPES.OUTSIDE}/contacts").content_string
