@@ -86,9 +86,9 @@ class Calls:
         outcome, result, model, text = "failed", None, None, ""
         try:
             tool = self.tools.find(call.tool)
-            check(tool, call.arguments)
+            arguments = check(tool, call.arguments)
             self._rate.spend(call.caller.developer)
-            arguments = await self._with_files(tool, call.arguments)
+            arguments = await self._with_files(tool, arguments)
             if call.model and "model" in tool.schema["properties"]:
                 arguments = {**arguments, "model": arguments.get("model") or call.model}
             deadline = started + self._settings.timeout_s

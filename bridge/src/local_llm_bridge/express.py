@@ -18,6 +18,7 @@ from local_llm_bridge import __version__
 from local_llm_bridge.audit import UNKNOWN, Caller
 from local_llm_bridge.calls import Call, Calls, Wire
 from local_llm_bridge.progress import reporting
+from local_llm_bridge.tools.readings import as_object
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -135,7 +136,8 @@ class Express:
             caller: who calls.
             model: answers if the call names none; None: the bridge chooses.
         """
-        call = Call(request.params["name"], request.params.get("arguments") or {}, caller, model=model)
+        arguments = as_object(request.params.get("arguments")) or {}
+        call = Call(request.params["name"], arguments, caller, model=model)
         if request.progress_token is None:
             return _reply(request, await self._calls.run(call))
 
@@ -203,7 +205,7 @@ def _is_call(params: Wire) -> bool:
     return (
         params.keys() <= {"name", "arguments"}
         and isinstance(params.get("name"), str)
-        and isinstance(params.get("arguments", {}), dict)
+        and as_object(params.get("arguments")) is not None
     )
 
 

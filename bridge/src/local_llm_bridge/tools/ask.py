@@ -136,7 +136,7 @@ async def _call(context: Context, granted: dict[str, Tool], function: dict[str, 
             arguments = None
         if not isinstance(arguments, dict):
             raise BadArgumentsError("The arguments are not a JSON object.")
-        check(tool, arguments)
+        arguments = check(tool, arguments)
         return (await tool.run(replace(context, progress=None), arguments)).text
     except CallError as error:
         return f"Error: {error}"
