@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -80,7 +81,9 @@ def test_secrets_are_not_replaced_on_a_part_of_the_fleet(tmp_path: Path, playboo
 def test_a_fleet_without_a_private_ca_gets_no_other(tmp_path: Path) -> None:
     inventory = tmp_path / "hosts.json"
     door = {"hosts": {"gateway1": {"ansible_connection": "local"}}, "vars": {"gateway_tls": "acme"}}
-    inventory.write_text(json.dumps({"gateways": door, "all": {"vars": {"fleet_secrets": str(tmp_path)}}}))
+    local = {"ansible_become": False, "ansible_python_interpreter": sys.executable}
+    fleet = {"fleet_secrets": str(tmp_path), "fleet_developers": [], **local}
+    inventory.write_text(json.dumps({"gateways": door, "all": {"vars": fleet}}))
     done = run("ansible-playbook", f"--inventory={inventory}", "playbooks/rotate_ca.yml", "--extra-vars=new=ca")
     assert done.returncode != 0
     assert "Found: new=ca, gateway_tls acme, 0 certificates of the CA." in " ".join(done.stdout.split())
