@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+import shutil
 import subprocess
 from collections import Counter
 from collections.abc import Callable
@@ -22,6 +24,7 @@ INVENTORIES = [PROJECT / "inventories/demo", PROJECT / "molecule/fleet/inventory
 HOSTS = ("model1", "model2", "gateway1", "gateway2", "dev1")
 FORMER = {"fleet_engine_key": "molecule-fleet-engine-key", "fleet_bridge_key": "molecule-fleet-bridge-key"}
 KEYS = {"fleet_engine_key": "molecule-engine-key-that-is-new", "fleet_bridge_key": "molecule-bridge-key-that-is-new"}
+CA = Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"]) / "secrets/ca"
 TOKENS = {name: f"molecule-fleet-token-of-{name}" for name in ("alice", "bob", "carol")}
 # Asks a model and a bridge through the door of the shared address, as alice, until it is stopped; writes what came.
 ASK = """
@@ -74,9 +77,31 @@ def while_asking(dev1: Host, replace: Callable[[], Done]) -> Done:
     return done
 
 
-def test_the_ca_is_replaced_while_developers_work(guest: Guest, play: Play) -> None:
+def test_a_controller_without_the_ca_changes_nothing(guest: Guest, play: Play, tmp_path: Path) -> None:
+    def state() -> list[str]:
+        files = "/etc/local-llm-gateway/* /etc/llama-cpp/credentials/* /home/alice/.config/local-llm-fleet/*"
+        return [guest(name).run(f"sha256sum {files}; stat --format=%z {files}").stdout for name in HOSTS]
+
+    before = state()
+    done = play(PROJECT / "site.yml", "--limit=gateway2", f"--extra-vars=fleet_secrets={tmp_path}")
+    assert done.returncode != 0
+    shown = " ".join(done.stdout.split())
+    key = "openssl x509 -noout -ext subjectKeyIdentifier -in %s"
+    first = subprocess.run(shlex.split(key % (CA / "ca.pem")), capture_output=True, text=True, check=True).stdout
+    for name in ("gateway1", "gateway2"):
+        assert f"{name}:/etc/local-llm-gateway/door.pem (CA of llm.test, key {first.split()[-1]})" in shown
+    assert f"this controller has none in {tmp_path}/ca" in shown
+    assert state() == before
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_ca_that_is_lost_is_replaced_while_developers_work(guest: Guest, play: Play) -> None:
+    """As for one that is not lost, but of the former one only what developers have is there."""
     trust = "/home/alice/.config/local-llm-fleet/local-llm-ca.pem"
     before = guest("dev1").file(trust).content_string
+    shutil.rmtree(CA)
+    CA.mkdir(mode=0o700)
+    (CA / "ca.pem").write_text(before)
     rotate = PROJECT / "playbooks/rotate_ca.yml"
     done = while_asking(guest("dev1"), lambda: play(rotate, "--diff", "-vvv", "--extra-vars=new=ca"))
     assert "PRIVATE KEY-----" not in done.stdout
@@ -125,8 +150,7 @@ def test_secrets_are_in_their_files_and_nowhere_else(guest: Guest, name: str) ->
         KEYS["fleet_engine_key"]: [door, bridge] if is_door else [engine] if is_model else [],
         KEYS["fleet_bridge_key"]: [door] if is_door else [],
     }
-    authority = Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"]) / "secrets/ca/ca.key"
-    pems: dict[str, list[Place]] = {authority.read_text().splitlines()[1]: []}
+    pems: dict[str, list[Place]] = {(CA / "ca.key").read_text().splitlines()[1]: []}
     for gateway in ("gateway1", "gateway2"):
         pem = Place("/etc/local-llm-gateway/door.pem.key", group="local-llm-gateway", mode=0o640)
         pems[guest(gateway).file(pem.path).content_string.splitlines()[1]] = [pem] if name == gateway else []
