@@ -306,9 +306,10 @@ async def _receive(client: EngineClient, choice: Choice, body: bytes, answer: _A
     """Send the request and gather the answer, so that the caller has what came if this fails."""
     engine = choice.engine
     try:
-        async with aclosing(client.stream(body, request.request_id, request.deadline)) as stream:
-            async for events in stream:
-                for event in events:
+        events = client.stream(body, request.request_id, request.deadline, request.max_tokens)
+        async with aclosing(events) as stream:
+            async for packet in stream:
+                for event in packet:
                     answer.add(event)
                 if request.progress:
                     request.progress(answer.tokens)

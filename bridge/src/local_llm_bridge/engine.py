@@ -46,13 +46,19 @@ __all__ = ["ADDRESS_HINT", "QUOTE", "BrokenStreamError", "EngineClient", "Event"
 CONNECT_TIMEOUT_S = 5.0
 LISTING_TIMEOUT_S = 30.0
 LONGEST_ANSWER = 2**25
-"""Most that is read of an answer, in bytes: 131,072 tokens at 256 bytes."""
+"""Most that is read of an answer, in bytes; less of one that may have few tokens."""
 LONGEST_LISTING = 2**21
 GRACE_S = 1.0
 """How long after its last word an answer waits for its usage, and its connection for its end, in seconds."""
 _MOST_OF_REFUSAL = 2**16
 _REFUSAL_TIMEOUT_S = 5.0
 _LONGEST_DOCUMENT = 2**22  # a completion that is no stream
+# An event has 200 to 400 bytes, and mostly one token.
+_PER_TOKEN = 2**10
+_PER_ANSWER = 2**20
+# So much of a packet is read at once, in bytes: other calls need not wait for the rest.
+_SLICE = 2**14
+_MOST_PRELIMINARY = 16  # answers of HTTP 1xx before the one that counts
 # uvicorn, which vLLM runs on, closes a connection that has been idle for 5 s.
 _KEPT_S = 4.0
 # A kept connection on which a request fails within this time had been closed by the engine; later, it was the request.
@@ -113,7 +119,11 @@ class EngineClient:
         self._ending: set[asyncio.Task[None]] = set()
 
     async def stream(
-        self, body: bytes, request_id: str = NOBODY, deadline: float | None = None
+        self,
+        body: bytes,
+        request_id: str = NOBODY,
+        deadline: float | None = None,
+        max_tokens: int | None = None,
     ) -> AsyncGenerator[list[Event]]:
         """Send a chat completion's request and yield the answer's events as they arrive, those of a packet together.
 
@@ -123,6 +133,7 @@ class EngineClient:
             body: the request as JSON, with `stream` true.
             request_id: for the engine's log, and for a gateway's on the way to it.
             deadline: by time.monotonic(); no retry is waited for beyond it. None: there is none.
+            max_tokens: how many the answer may have; None: any number.
 
         Raises:
             EngineError: there was no answer, or the engine said no.
@@ -131,14 +142,17 @@ class EngineClient:
         """
         request = _Request("POST", f"{self._engine.url}/chat/completions", body, request_id)
         response = await self._send(request, self._max_retries, deadline)
-        answer = _Answer(self._engine.api_key)
+        longest = LONGEST_ANSWER if max_tokens is None else _PER_ANSWER + _PER_TOKEN * max_tokens
+        answer = _Answer(response, self._engine.api_key, min(longest, LONGEST_ANSWER), deadline)
         try:
             beginning = await self._beginning(response)
             if beginning.lstrip(_BLANK)[:1] == b"{":
                 yield [await self._whole_answer(response, beginning)]
                 return
-            async for events in _events(response, beginning, answer, deadline):
-                yield events
+            answer.take(beginning)
+            while (events := await answer.next()) is not None:
+                if events:
+                    yield events
         finally:
             if response.content.at_eof():
                 response.release()
@@ -333,7 +347,8 @@ class EngineClient:
                 connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEPT_S),
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S),
                 headers=self._headers,
-                read_bufsize=2**20,
+                read_bufsize=2**18,
+                response_class=_response_class(),
                 auto_decompress=False,
                 cookie_jar=aiohttp.DummyCookieJar(),
             )
@@ -359,47 +374,83 @@ class EngineClient:
 
 
 class _Answer:
-    """What has come of an answer, as far as its end is concerned.
+    """A stream of events until its end: what has come of it, and what is still to come.
 
     Args:
+        response: whose body it is.
         key: the engine's key, which its words are not to show.
+        longest: most that is read of it, in bytes.
+        deadline: by time.monotonic(); nothing that it does not need is waited for beyond it.
     """
 
-    def __init__(self, key: str | None) -> None:
-        self._reader = EventReader()
+    def __init__(self, response: aiohttp.ClientResponse, key: str | None, longest: int, deadline: float | None) -> None:
+        self._response = response
         self._key = key
+        self._longest = longest
+        self._deadline = deadline
+        self._reader = EventReader()
         self._size = 0
+        self._rest = b""
+        self._in_packet = False
         self._grace_ends = 0.0
-        self.is_whole = False
-        """Whether nothing is missing, whatever happens to the connection: a finish reason has come."""
+        self._problem: Exception | None = None
+        self._is_whole = False  # a finish reason has come: nothing is missing, whatever happens to the connection
+        self._has_ended = False
         self.is_over = False
-        """Whether nothing more is to come: `[DONE]` has, or the usage after a finish reason."""
-        self.problem: Exception | None = None
-        """Why nothing more of it can be read."""
+        """Whether the engine has said all: `[DONE]`, or the usage after a finish reason."""
 
-    def feed(self, packet: bytes) -> list[Event]:
-        """Take in a packet; gives its events."""
-        events = self._reader.feed(packet)
+    def take(self, packet: bytes) -> None:
+        """Take in what has been read already."""
+        self._rest = packet
+
+    async def next(self) -> list[Event] | None:
+        """Return the events that come next, which may be none yet; None: the answer has ended.
+
+        Raises:
+            BrokenStreamError: it broke off, or is too long.
+            ValueError: something in it is no event.
+        """
+        if self._problem and not (self._is_whole or self.is_over):
+            raise self._problem
+        if self._problem or self.is_over or self._has_ended:
+            return None
+        if self._in_packet:
+            await asyncio.sleep(0)  # others need not wait until a large packet has been read
+        elif not self._rest:
+            try:
+                self._rest = await _packet(self._response, self._patience_s())
+            except BrokenStreamError as error:
+                self._problem = error
+            if not self._rest:
+                return self._end()
+        piece, self._rest = self._rest[:_SLICE], self._rest[_SLICE:]
+        self._in_packet = bool(self._rest)
+        return self._feed(piece)
+
+    def _feed(self, piece: bytes) -> list[Event]:
+        events = self._reader.feed(piece)
         self._note(events)
-        self._size += len(packet)
-        self.problem = self._reader.broken
-        if self._size > LONGEST_ANSWER:
-            self.problem = BrokenStreamError(f"it has more than {LONGEST_ANSWER // 2**20} MiB")
-        if self._reader.done or (self.problem and self.is_whole):
-            self.is_over = True
-        return events + self.end() if self.is_over else events
+        self._size += len(piece)
+        self._problem = self._reader.broken
+        if self._size > self._longest:
+            self._problem = BrokenStreamError(f"it has more than {self._longest // 2**20} MiB")
+        return events + self._end() if self._reader.done or self.is_over else events
 
-    def end(self) -> list[Event]:
+    def _end(self) -> list[Event]:
         """Take note that nothing more comes; gives what had only no end."""
+        self._has_ended = True
         events = self._reader.end()
         self._note(events)
+        self.is_over = self.is_over or self._reader.done
+        if not (self._is_whole or self.is_over or self._problem):
+            self._problem = BrokenStreamError("the stream ended without a finish reason")
         return events
 
-    def patience_s(self, deadline: float | None) -> float | None:
+    def _patience_s(self) -> float | None:
         """Return how long to wait for the next packet, in seconds; None: as long as it takes."""
-        if not self.is_whole:
+        if not self._is_whole:
             return None
-        ends = self._grace_ends if deadline is None else min(self._grace_ends, deadline - _MARGIN_S)
+        ends = self._grace_ends if self._deadline is None else min(self._grace_ends, self._deadline - _MARGIN_S)
         return max(ends - time.monotonic(), 0)
 
     def _note(self, events: list[Event]) -> None:
@@ -407,10 +458,10 @@ class _Answer:
             try:
                 choices = event.get("choices")
                 if choices and choices[0].get("finish_reason"):
-                    self.is_whole = True
-                if choices and self.is_whole:
+                    self._is_whole = True
+                if choices and self._is_whole:
                     self._grace_ends = time.monotonic() + GRACE_S
-                elif not choices and self.is_whole and event.get("usage"):
+                elif not choices and self._is_whole and event.get("usage"):
                     self.is_over = True
                 if (not choices or "error" in event) and (words := reported(event)):
                     events[number] = {"error": {"message": without_key(words, self._key)}}
@@ -418,28 +469,29 @@ class _Answer:
                 continue  # whoever makes sense of the events says what is wrong with this one
 
 
-async def _events(
-    response: aiohttp.ClientResponse, packet: bytes, answer: _Answer, deadline: float | None
-) -> AsyncGenerator[list[Event]]:
-    """Yield the events of an answer whose first packet has come."""
-    while packet:
-        if events := answer.feed(packet):
-            yield events
-        if answer.is_over:
-            return
-        if answer.problem:
-            raise answer.problem
-        events = []  # they need no memory while the next packet is waited for
-        try:
-            packet = await _packet(response, answer.patience_s(deadline))
-        except BrokenStreamError:
-            if events := answer.end():
-                yield events
-            if answer.is_whole:
-                return
-            raise
-    if events := answer.end():
-        yield events
+def _response_class() -> type[aiohttp.ClientResponse]:
+    import aiohttp  # noqa: PLC0415
+    from aiohttp.http_exceptions import HttpProcessingError  # noqa: PLC0415
+
+    class Response(aiohttp.ClientResponse):
+        """A response that preliminary ones (HTTP 1xx) cannot delay for ever."""
+
+        async def start(self, connection: Any) -> aiohttp.ClientResponse:  # noqa: ANN401 - has no public name
+            protocol = connection.protocol
+            read, messages = protocol.read, itertools.count()
+
+            async def limited() -> Any:  # noqa: ANN401
+                if next(messages) > _MOST_PRELIMINARY:
+                    raise HttpProcessingError(message="more preliminary answers than make sense")
+                return await read()
+
+            protocol.read = limited
+            try:
+                return await super().start(connection)
+            finally:
+                del protocol.read
+
+    return Response
 
 
 async def _packet(response: aiohttp.ClientResponse, within_s: float | None = None) -> bytes:

@@ -59,7 +59,7 @@ def reported(document: Any) -> str:  # noqa: ANN401 - it came over the wire
     if not isinstance(document, dict):
         return ""
     if error := document.get("error"):
-        return _said(error, _LAST_PLACES) or _line(to_json(error, fallback=repr).decode(errors="replace"))
+        return _said(document, _PLACES) or _line(to_json(error, fallback=repr).decode(errors="replace"))
     return "" if document.get("choices") or not _is_error(document) else _said(document, _PLACES)
 
 
@@ -165,7 +165,7 @@ def cause(error: BaseException) -> str:
 
 def _is_error(document: Mapping[str, Any]) -> bool:
     """Tell an error that is not in `error` from an event that only informs."""
-    if "detail" in document or set(document) == {"message"}:
+    if "detail" in document or "errors" in document or set(document) == {"message"}:
         return True
     kinds = [document.get("object"), document.get("type")]
     codes = [document.get("code"), document.get("status")]

@@ -26,6 +26,7 @@ _PLAIN_DONE = b"data: [DONE]"
 # A longer line that has not ended is not copied again for each packet.
 _LONGEST_CARRIED = 2**16
 _LINE_END = re.compile(rb"\r\n|\n|\r")
+_BLANK_LINES = re.compile(rb"([\r\n])\1{2,}")
 _BOM = b"\xef\xbb\xbf"
 # All lone surrogates but those that stand for a byte that is not UTF-8.
 _NO_CHARACTER = re.compile("[\ud800-\udc7f\udd00-\udfff]")
@@ -101,7 +102,7 @@ class EventReader:
         if packet:
             self._after_cr = packet.endswith(b"\r")
         events: list[Event] = []
-        start, *others = _LINE_END.split(packet)
+        start, *others = _LINE_END.split(_BLANK_LINES.sub(rb"\1\1", packet))
         self._line += start
         for other in others:
             if self.done or self.broken:
@@ -140,7 +141,7 @@ class EventReader:
 
     def _add(self, data: bytes) -> None:
         self._data.append(data)
-        self._size += len(data) + 1
+        self._size += len(data) + 8  # as much as a list takes for it
         if self._size > LONGEST_EVENT:
             self.broken = ValueError(f"an event of more than {LONGEST_EVENT} bytes")
 

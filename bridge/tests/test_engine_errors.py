@@ -1,0 +1,328 @@
+"""What an engine says instead of an answer reaches the reader, wherever it is put, in one line and without secrets."""
+
+from __future__ import annotations
+
+import email.utils
+import json
+import re
+import threading
+import time
+from typing import Any
+
+import pytest
+
+from local_llm_bridge.calls import Call, Calls
+from local_llm_bridge.config import CacheSettings, Engine, Settings
+from tests.services import FakeEngine, Listener, ScriptedEngine, answer, events, piece, request_of
+
+pytestmark = pytest.mark.anyio
+
+KEY = "sk-secret-of-the-engine"
+GOOD = events(piece("hello", "stop"))
+
+
+async def ask(url: str, **settings: Any) -> dict[str, Any]:  # noqa: ANN401 - of Settings
+    """Ask an engine once; gives the result."""
+    engine = Engine("m", url, api_key=KEY)
+    calls = Calls(Settings(engines=(engine,), cache=CacheSettings(entries=0), **{"max_retries": 0, **settings}))
+    try:
+        return await calls.run(Call("chat", {"message": "hi"}))
+    finally:
+        await calls.close()
+
+
+async def told(reply: bytes, **settings: Any) -> str:  # noqa: ANN401
+    """Ask an engine that fails so; gives the failure's text."""
+    with FakeEngine(reply).running() as url:
+        result = await ask(url, **settings)
+    assert result["isError"], result
+    text = str(result["content"][0]["text"])
+    assert KEY not in text
+    return text
+
+
+def of_json(status: str, body: object, *headers: str) -> bytes:
+    head, _, text = answer(status, "application/json", json.dumps(body)).partition(b"\r\n\r\n")
+    return b"\r\n".join([head, *(header.encode() for header in headers)]) + b"\r\n\r\n" + text
+
+
+SHAPES: list[tuple[object, str]] = [
+    ({"error": {"message": "out of memory", "type": "server_error", "code": 7}}, "out of memory"),
+    ({"error": "out of memory"}, "out of memory"),
+    ({"error": {"type": "out_of_memory", "message": None}}, "out_of_memory"),
+    ({"error": {"error": {"message": "out of memory"}}}, "out of memory"),
+    ({"error": True, "message": "out of memory"}, "out of memory"),
+    ({"error": ["out of memory", "no swap"]}, "out of memory; no swap"),
+    ({"detail": "out of memory"}, "out of memory"),
+    (
+        {"detail": [{"loc": ["body", "max_tokens"], "msg": "Input should be less", "type": "x"}, {"msg": "no"}]},
+        "body.max_tokens: Input should be less; no",
+    ),
+    ({"detail": {"error": "out of memory"}}, "out of memory"),
+    ({"object": "error", "message": "out of memory", "code": 400}, "out of memory"),
+    ({"message": "out of memory"}, "out of memory"),
+    ({"errors": [{"message": "out of memory"}]}, "out of memory"),
+    ({"title": "Bad", "detail": "out of memory"}, "out of memory"),
+    ("out of memory", "out of memory"),
+    (["out of memory"], "out of memory"),
+]
+
+
+@pytest.mark.parametrize(("body", "words"), SHAPES)
+async def test_the_words_of_a_refusal_are_passed_on(body: object, words: str) -> None:
+    assert f"refused the request (HTTP 400: {words})." in await told(of_json("400 Bad Request", body))
+    assert f"failed (HTTP 500: {words})." in await told(of_json("500 Internal Server Error", body))
+
+
+@pytest.mark.parametrize("body", [{}, [], None, 7.5, {"error": {}}, {"error": None}, {"x": "y"}, {"detail": [1e999]}])
+async def test_a_refusal_without_words_has_none(body: object) -> None:
+    assert "refused the request (HTTP 400)." in await told(of_json("400 Bad Request", body))
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "words"),
+    [
+        ("text/plain", "no  memory\n\n\tleft\x1b[2J\x00", r"no memory left\x1b[2J\x00"),
+        ("", "no memory", "no memory"),
+        ("application/json", "no memory {", "no memory {"),
+        (
+            "text/html; charset=utf-8",
+            "<!DOCTYPE html>\n<title>502 Bad</title><style>b {}</style>\n<SCRIPT>x < 1</script><p>nginx a &amp; b",
+            "502 Bad nginx a & b",
+        ),
+        ("text/html", "<p>" + "long " * 10_000, " ".join(["long"] * 59) + " lon"),
+        ("text/html", "<" * 60_000, "<"),
+    ],
+)
+async def test_what_is_not_json_is_cut_to_a_line(kind: str, body: str, words: str) -> None:
+    text = await told(answer("500 Internal Server Error", kind, body))
+    assert f"failed (HTTP 500: {words}" in text
+    assert len(text) < 450
+    assert "\n" not in text
+
+
+@pytest.mark.parametrize(("body", "words"), SHAPES[:-2])
+async def test_an_error_with_status_200_is_one(body: object, words: str) -> None:
+    assert f" failed: {words}" in await told(of_json("200 OK", body))
+    head, *_ = events().partition(b"\r\n\r\n")
+    assert f" failed: {words}" in await told(head + b"\r\n\r\n" + json.dumps(body).encode())
+
+
+@pytest.mark.parametrize(("body", "words"), SHAPES[:-2])
+async def test_an_error_in_the_middle_of_a_stream_is_one(body: object, words: str) -> None:
+    text = await told(events(piece("half"), body))
+    assert f"({words})" in text
+    assert text.endswith("half")
+    assert f" failed: {words}" in await told(events(body))
+
+
+@pytest.mark.parametrize("line", ["event: error\ndata: out of memory", 'error: {"message": "out of memory"}'])
+async def test_an_error_with_a_name_of_its_own_is_one(line: str) -> None:
+    assert " failed: out of memory" in await told(events(done=False) + line.encode() + b"\n\n")
+
+
+@pytest.mark.parametrize(
+    "event", [{"object": "ping"}, {"type": "progress", "message": "at 40 %"}, {"choices": [], "usage": {"x": 1}}]
+)
+async def test_an_event_that_only_informs_is_no_error(event: object) -> None:
+    with FakeEngine(events({"choices": [], **event} if isinstance(event, dict) else event)).running() as url:
+        result = await ask(url)
+    assert "without a finish reason" in result["content"][0]["text"]
+
+
+async def test_a_page_in_the_place_of_an_answer_is_quoted() -> None:
+    text = await told(answer("200 OK", "text/html", "<title>Log in</title><form>Who are you?</form>"))
+    assert "answered with text/html instead of a stream of events: Log in Who are you?." in text
+
+
+@pytest.mark.parametrize("status", ["401 Unauthorized", "403 Forbidden", "400 Bad Request", "500 Oh"])
+@pytest.mark.parametrize("said", [KEY, f"key={KEY}!", KEY[3:15], f"{KEY[:9]}***", f"Bearer {KEY}"])
+async def test_the_key_is_in_no_text(status: str, said: str) -> None:
+    text = await told(of_json(status, {"error": {"message": f"Incorrect key {said} for team x"}}))
+    assert "Incorrect key" in text
+    assert "[key] for team x" in text
+    assert KEY[3:12] not in text
+    stream = await told(events({"error": {"message": f"Incorrect key {said}"}}))
+    assert "Incorrect key" in stream
+    assert KEY[3:12] not in stream
+
+
+@pytest.mark.parametrize(
+    ("location", "target"),
+    [
+        ("http://elsewhere:81/v1/chat/completions?token=secret", "to http://elsewhere:81/v1/chat/completions "),
+        ("https://user:password@elsewhere/", "to https://elsewhere/ "),
+        ("/login", "to /login "),
+        ("http://[", ""),
+        (None, ""),
+    ],
+)
+@pytest.mark.parametrize(
+    "status", ["301 Moved Permanently", "302 Found", "307 Temporary Redirect", "308 Permanent Redirect"]
+)
+async def test_a_redirect_is_refused_with_where_it_goes(status: str, location: str | None, target: str) -> None:
+    reply = of_json(status, {}, *([f"location: {location}"] if location else []))
+    engine = ScriptedEngine(reply, GOOD)
+    with engine.running() as url:
+        result = await ask(url, max_retries=3)
+    text = result["content"][0]["text"]
+    assert f"redirects {target}(HTTP {status[:3]}), and the bridge follows no redirect" in text
+    assert "secret" not in text
+    assert "password" not in text
+    assert len(engine.requests) == 1
+
+
+def in_s(seconds: float) -> str:
+    return email.utils.formatdate(time.time() + seconds, usegmt=True)
+
+
+@pytest.mark.parametrize(
+    "wish", ["retry-after: 600", "retry-after-ms: 600000", "retry-after: Fri, 01 Jan 2100 00:00:00 GMT"]
+)
+async def test_a_wish_beyond_the_deadline_is_told_at_once(wish: str) -> None:
+    engine = ScriptedEngine(of_json("503 Unavailable", {"error": "loading the weights"}, wish), GOOD)
+    started = time.monotonic()
+    with engine.running() as url:
+        result = await ask(url, max_retries=3, timeout_s=60)
+    assert time.monotonic() - started < 30
+    text = result["content"][0]["text"]
+    assert "busy or still loading (HTTP 503: loading the weights)" in text
+    assert re.search(r"It asks to come back in \d{3,} s; this call has \d\d s left", text)
+    assert len(engine.requests) == 1
+
+
+async def test_no_pause_outlasts_the_deadline() -> None:
+    engine = ScriptedEngine(of_json("503 Unavailable", {"error": "loading"}))
+    started = time.monotonic()
+    with engine.running() as url:
+        result = await ask(url, max_retries=10, timeout_s=3)
+    # Pauses of half a second, one second and two, less up to a quarter each.
+    assert time.monotonic() - started < 10
+    assert "busy or still loading (HTTP 503: loading)" in result["content"][0]["text"]
+    assert 1 <= len(engine.requests) <= 4
+
+
+@pytest.mark.parametrize("wish", ["-5", "nan", "inf", "1e999", "soon", "", in_s(-60), "Tue, 99 Foo 2026"])
+async def test_a_wish_that_is_none_is_not_respected(wish: str) -> None:
+    engine = ScriptedEngine(of_json("503 Unavailable", {}, f"retry-after: {wish}"), GOOD)
+    with engine.running() as url:
+        result = await ask(url, max_retries=1, timeout_s=30)
+    assert result["content"][0]["text"] == "hello"
+    first, second = engine.times
+    assert second - first > 0.3
+
+
+@pytest.mark.parametrize(
+    ("status", "wish", "times"),
+    [("400 Bad Request", "true", 2), ("503 Unavailable", "false", 1), ("502 Bad Gateway", "True", 2)],
+)
+async def test_the_engine_has_the_last_word_on_retries(status: str, wish: str, times: int) -> None:
+    headers = [f"x-should-retry: {wish}", "retry-after-ms: 5"]
+    engine = ScriptedEngine(of_json(status, {}, *headers), GOOD)
+    with engine.running() as url:
+        await ask(url, max_retries=3)
+    assert len(engine.requests) == times
+
+
+async def test_a_whole_completion_in_the_place_of_a_stream_is_an_answer() -> None:
+    completion = {
+        "object": "chat.completion",
+        "choices": [{"index": 0, "message": {"role": "assistant", "content": "hello"}, "finish_reason": "stop"}],
+        "usage": {"prompt_tokens": 3, "completion_tokens": 1},
+    }
+    kinds = ("application/json", "Application/JSON; charset=utf-8", "", "text/event-stream")
+    for kind in kinds:
+        with FakeEngine(answer("200 OK", kind, json.dumps(completion, indent=1))).running() as url:
+            result = await ask(url)
+        assert result["content"] == [{"type": "text", "text": "hello"}], kind
+        assert result["_meta"]["prompt_tokens"] == 3
+
+
+@pytest.mark.parametrize("kind", ["Text/Event-Stream;charset=UTF-8", "TEXT/EVENT-STREAM", "", "text/plain", "x/json"])
+async def test_a_stream_is_one_whatever_it_is_called(kind: str) -> None:
+    reply = GOOD.replace(b"text/event-stream", kind.encode())
+    for stream in (reply, reply.replace(b"data: ", b": hi\n\ndata: ", 1), reply.replace(b"data: ", b"\n\ndata: ", 1)):
+        with FakeEngine(stream).running() as url:
+            result = await ask(url)
+        assert result["content"][0]["text"] == "hello"
+
+
+HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+USAGE = {"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 4}}
+
+
+def chunk(*data: object, done: bool = False) -> bytes:
+    """Return a part of a stream that may go on."""
+    body = events(*data, done=done).partition(b"\r\n\r\n")[2]
+    return b"%x\r\n%b\r\n" % (len(body), body)
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        HEAD + chunk(piece("hello", "stop"), done=True),
+        HEAD + chunk(piece("hello", "stop"), USAGE, done=True),
+        HEAD + chunk(piece("hello", "stop"), USAGE),
+        HEAD + chunk(piece("hello", "stop")),
+    ],
+)
+async def test_a_whole_answer_does_not_wait_for_the_end_of_the_connection(reply: bytes) -> None:
+    gone = threading.Event()
+
+    class Watched(FakeEngine):
+        def _handle(self, connection: Any) -> None:  # noqa: ANN401 - a socket
+            super()._handle(connection)
+            if connection.recv(1) == b"":
+                gone.set()
+
+    engine = Watched(reply)
+    started = time.monotonic()
+    with engine.running() as url:
+        result = await ask(url, timeout_s=300)
+        assert result["content"] == [{"type": "text", "text": "hello"}]
+        assert time.monotonic() - started < 60
+        assert gone.wait(20)
+
+
+async def test_comments_after_the_end_hold_nobody_up() -> None:
+    def handle(connection: Any) -> None:  # noqa: ANN401 - a socket
+        request_of(connection)
+        connection.sendall(HEAD + chunk(piece("hello", "stop")))
+        while True:
+            connection.sendall(b"8\r\n: ping\n\n\r\n")
+            time.sleep(0.05)
+
+    listener = Listener(handle)
+    try:
+        result = await ask(listener.url, timeout_s=300)
+    finally:
+        listener.close()
+    assert result["content"] == [{"type": "text", "text": "hello"}]
+
+
+@pytest.mark.parametrize("late", [[USAGE], [{"choices": [{"index": 0, "delta": {}}]}, USAGE], [piece(" you", "stop")]])
+async def test_what_follows_a_finish_reason_is_waited_for(late: list[object]) -> None:
+    def handle(connection: Any) -> None:  # noqa: ANN401
+        request_of(connection)
+        connection.sendall(HEAD + chunk(piece("hello", "stop")))
+        for event in late:
+            time.sleep(0.2)
+            connection.sendall(chunk(event))
+        connection.recv(1)
+
+    listener = Listener(handle)
+    try:
+        result = await ask(listener.url, timeout_s=300)
+    finally:
+        listener.close()
+    assert result["content"][0]["text"] == ("hello" if USAGE in late else "hello you")
+    assert result["_meta"].get("completion_tokens") == (4 if USAGE in late else 2)
+
+
+@pytest.mark.parametrize("rest", [b"", b"data: { rubbish\n\n", b"x" * 100])
+async def test_after_a_finish_reason_nothing_can_spoil_an_answer(rest: bytes) -> None:
+    head, _, body = events(piece("hello", "stop"), done=False).partition(b"\r\n\r\n")
+    reply = head + b"\r\ncontent-length: 99999\r\n\r\n" + body + rest
+    with FakeEngine(reply).running() as url:
+        result = await ask(url)
+    assert result["content"] == [{"type": "text", "text": "hello"}]
