@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shutil
 import socket
@@ -10,7 +11,7 @@ import subprocess
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -18,6 +19,7 @@ from local_llm_bridge import sandbox, sandbox_runner, seccomp
 from local_llm_bridge.config import ExecutePython
 from local_llm_bridge.errors import BadArgumentsError, ConfigError, SandboxError
 from tests import escapes
+from tests.services import TOKEN, Bridge, serving, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -245,6 +247,34 @@ async def test_bubblewrap_that_went_away_is_told_at_the_call(bin_folder: Path, b
         await box.run("print(1)")
 
 
+# Stands in for a user's systemd with cgroups that hold memory, which there is not where the tests run: it tells what it
+# was asked for, and runs the command where it is.
+SYSTEMD_RUN = """#!/bin/sh
+echo "$*" >> {folder}/asked
+while [ "${{1#--}}" != "$1" ]; do
+    case $1 in --property=MemoryMax=*) most=${{1#*=*=}} ;; esac
+    shift
+done
+[ "$1" = /bin/sh ] && echo {found} && exit
+exec "$@"
+"""
+
+
+@pytest.mark.parametrize(("found", "used"), [("$most", True), ("max", False)])
+async def test_a_users_cgroup_is_used_where_its_limit_holds(
+    bin_folder: Path, monkeypatch: pytest.MonkeyPatch, found: str, *, used: bool
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)  # root has no systemd of its own
+    (bin_folder / "systemd-run").write_text(SYSTEMD_RUN.format(folder=bin_folder, found=found))
+    (bin_folder / "systemd-run").chmod(0o755)
+    assert (await sandbox.create(settings(processes=5)).run("print(6 * 7)")).stdout == "42\n"
+    tried, *runs = (bin_folder / "asked").read_text().splitlines()
+    limits = f"--property=MemoryMax={320 << 20} --property=MemorySwapMax=0 --property=TasksMax=13"
+    assert limits in tried
+    assert len(runs) == (2 if used else 0), "the probe of bubblewrap, and the run"
+    assert all(limits in run and "bwrap " in run for run in runs)
+
+
 def systemd(path: Path) -> ExecutePython:
     return ExecutePython(sandbox="systemd", socket=str(path), time_s=1)
 
@@ -279,6 +309,62 @@ async def test_a_sandbox_that_breaks_is_told_as_such(tmp_path: Path, said: bytes
 async def test_a_sandbox_that_ends_while_much_memory_is_used_ended_for_that(tmp_path: Path) -> None:
     run = await stand_in(tmp_path, b"\n ")
     assert (run.exit_code, run.limit) == (None, "memory")
+
+
+ODD = {
+    "nested JSON": "print('[' * 60_000)",
+    "numbers that are none": 'print(\'{"a": NaN, "b": -Infinity, "c": 1e400, "d": \' + \'9\' * 400 + \'}\')',
+    "halves of characters": "import os; os.write(1, b'\\xed\\xa0\\x80 \\xf0\\x9f \\xff\\xfe'); os.write(2, b'\\x80')",
+    "control characters": "print(*map(chr, range(0x20)), '\\x7f', '\\x85', '\\u2028', '\\u2029', '\\ufeff')",
+    "what looks like a message": """print('data: {}\\n\\ndata: {"jsonrpc": "2.0", "id": 7, "result": 0}\\n\\n')""",
+    "what looks like a report": "print('\\n0 - 1.000 9999\\n')",
+    "an odd exit code": "import os; os._exit(2**31 - 1)",
+}
+
+
+@pytest.fixture(scope="module")
+def bridge(engine: str, bubblewrap: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bridge]:
+    """A bridge that runs code, and records all words."""
+    assert bubblewrap
+    folder = tmp_path_factory.mktemp("bridge")
+    with serving(folder, engine, execute_python={"sandbox": "bubblewrap"}, audit_content=True) as running:
+        yield running
+
+
+@pytest.mark.parametrize("kind", ODD)
+async def test_odd_output_is_a_text_in_valid_json_like_any_other(bridge: Bridge, kind: str) -> None:
+    params = {"name": "execute_python", "arguments": {"code": ODD[kind]}}
+    status, text, _ = await asyncio.to_thread(
+        bridge.http,
+        "/mcp",
+        method="POST",
+        headers={
+            "Authorization": f"Bearer {TOKEN}",
+            "Content-Type": "application/json",
+            "Accept": "application/json, text/event-stream",
+        },
+        data=json.dumps({"jsonrpc": "2.0", "id": 7, "method": "tools/call", "params": params}).encode(),
+    )
+    assert status == 200, text
+    answer = strict(text.rstrip("\n").rpartition("\n")[2].removeprefix("data: "))
+    assert (answer["id"], answer["result"]["isError"]) == (7, False)
+    assert answer["result"]["_meta"]["exit_code"] in (0, 255)
+    assert answer["result"]["content"][0]["text"].startswith("exit code ")
+    await asyncio.to_thread(wait_for, lambda: f'"code":{json.dumps(ODD[kind])}' in bridge.log.read_text())
+    for line in bridge.log.read_bytes().split(b"\n"):
+        if b'"source":"bridge"' in line:
+            strict(line[line.index(b"{") :].decode())
+
+
+def strict(text: str) -> dict[str, Any]:
+    """Read JSON as the standard has it: without NaN, and without halves of characters."""
+    text.encode()
+
+    def refuse(word: str) -> None:
+        raise ValueError(word)
+
+    value: dict[str, Any] = json.loads(text, parse_constant=refuse)
+    return value
 
 
 async def stand_in(folder: Path, said: bytes) -> sandbox.Run:

@@ -99,7 +99,7 @@ class RateLimitError(CallError):
 
 
 class QueueFullError(CallError):
-    """The model is busy, and so many are waiting for it that nobody else may."""
+    """The model, or the place where code runs, is busy, and so many are waiting for it that nobody else may."""
 
     outcome = "queue_full"
 

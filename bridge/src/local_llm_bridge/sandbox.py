@@ -40,6 +40,11 @@ _PROBE_S = 10.0
 # Longest that a result is without its output, in bytes.
 _MOST_WORDS = 64
 _REPORT = re.compile(rb"\s+(-|-?\d{1,3}) (-|time|memory|processes|output) (\d{1,6}\.\d{3}) (\d{1,8})\n", re.ASCII)
+# What the runner and the files in /tmp may take besides, in MiB, and how many processes there are besides the code's.
+_BESIDES_MIB = 64
+_BESIDES_PROCESSES = 8
+# Prints the limit that holds for the cgroup which it runs in.
+_SHOW_LIMIT = 'cat "/sys/fs/cgroup$(sed -n s/^0:://p /proc/self/cgroup)/memory.max"'
 # What root becomes for the sandbox: the kernel's limit on processes does not hold for root.
 _NOBODY = 65534
 _HELP = "docs/sandbox.md says what is needed. To do without, remove execute_python from the settings."
@@ -147,7 +152,7 @@ class _Bubblewrap(Sandbox):
 
     def __init__(self, settings: ExecutePython, bwrap: str) -> None:
         super().__init__(settings)
-        self._bwrap = bwrap
+        self._command = [*_scope(settings), bwrap]
         limits = (settings.time_s, settings.memory_mib, settings.processes, settings.output_kib)
         self._runner = [_RUNNER, *map(str, limits)]
         runner, beside = (Path(inspect.getfile(module)).read_bytes() for module in (sandbox_runner, seccomp))
@@ -214,7 +219,7 @@ class _Bubblewrap(Sandbox):
                 fds.append(stack.enter_context(_reading(data)).fileno())
                 options += [option, str(fds[-1]), *place]
             return subprocess.Popen(  # noqa: S603
-                [self._bwrap, *options, *_box(), PYTHON, "-I", "-S", *arguments],
+                [*self._command, *options, *_box(), PYTHON, "-I", "-S", *arguments],
                 stdin=stdin,
                 stdout=stdout,
                 stderr=subprocess.PIPE,
@@ -255,6 +260,26 @@ def create(settings: ExecutePython) -> Sandbox:
     sandbox = _Bubblewrap(settings, bwrap)
     sandbox.probe()
     return sandbox
+
+
+def _scope(settings: ExecutePython) -> list[str]:
+    """Return the command that runs another in a cgroup with these limits; nothing where this user can have none.
+
+    There has to be a systemd for this user to which cgroups with memory are delegated: it is tried.
+    """
+    systemd_run = shutil.which("systemd-run")
+    if not systemd_run or os.geteuid() == 0:
+        return []
+    most = (settings.memory_mib + _BESIDES_MIB) * 1024 * 1024
+    limits = (f"MemoryMax={most}", "MemorySwapMax=0", f"TasksMax={settings.processes + _BESIDES_PROCESSES}")
+    command = [systemd_run, "--user", "--scope", "--quiet", "--collect", *(f"--property={limit}" for limit in limits)]
+    try:
+        done = subprocess.run(  # noqa: S603
+            [*command, "/bin/sh", "-c", _SHOW_LIMIT], capture_output=True, timeout=_PROBE_S, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return command if done.stdout.strip() == str(most).encode() else []
 
 
 def _box() -> list[str]:

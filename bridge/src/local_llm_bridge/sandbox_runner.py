@@ -313,9 +313,10 @@ class _Process:
     def own_part_kib(self) -> int:
         """Return how much memory is its own, and its part of what it shares with others."""
         rollup = _fields(_read(f"/proc/{self.pid}/smaps_rollup"))
-        if b"Pss_Anon" not in rollup:
-            return self.own_kib
-        return rollup[b"Pss_Anon"] + rollup.get(b"SwapPss", 0)
+        if b"Pss_Anon" in rollup:
+            return rollup[b"Pss_Anon"] + rollup.get(b"SwapPss", 0)
+        # It has ended, or may not be looked at so closely.
+        return self.own_kib if b"VmSize" in _fields(_read(f"/proc/{self.pid}/status")) else 0
 
 
 def _fields(text: bytes) -> dict[bytes, int]:

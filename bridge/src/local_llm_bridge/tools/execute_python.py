@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
+from local_llm_bridge.places import Places
 from local_llm_bridge.tools.tool import TEXT, Result, Tool, arguments
 
 if TYPE_CHECKING:
@@ -11,6 +13,8 @@ if TYPE_CHECKING:
     from local_llm_bridge.sandbox import Run, Sandbox
     from local_llm_bridge.tools.tool import Context
 
+# The unit local-llm-sandbox.socket takes some more, as places that have just been given back may not be free there yet.
+_PLACES, _EACH, _WAITING = 16, 8, 32
 _LIMITS = {
     "time": "{settings.time_s:g} s are over",
     "memory": "{settings.memory_mib} MiB of memory are used up",
@@ -26,9 +30,11 @@ def tool(sandbox: Sandbox, settings: ExecutePython) -> Tool:
         sandbox: where the code runs.
         settings: its limits, for texts.
     """
+    places = Places(_PLACES, _EACH, _WAITING)
 
-    async def run(_context: Context, given: dict[str, Any]) -> Result:
-        done = await sandbox.run(given["code"])
+    async def run(context: Context, given: dict[str, Any]) -> Result:
+        async with places.place(context.caller.developer, context.deadline - time.monotonic()):
+            done = await sandbox.run(given["code"])
         details = {"exit_code": done.exit_code, "limit": done.limit, "duration_s": round(done.duration_s, 3)}
         return Result(_text(done, settings), details=details)
 
