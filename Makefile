@@ -10,10 +10,13 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 # Molecule's logs without a frame, so that lines stay whole.
 export MOLECULE_COMMAND_BORDERS := 0
 
-# The longest first, as two run at a time.
+# So many run at a time. They wait more than they compute, so there is one more than CI has cores.
+LANES ?= 3
+# The longest first.
 SCENARIOS := vllm fleet
 SCENARIOS += $(filter-out $(SCENARIOS),$(notdir $(patsubst %/molecule.yml,%,$(wildcard molecule/*/molecule.yml))))
 FAILED := .cache/molecule
+SECONDS_TAKEN := .cache/seconds
 SUDO := $(if $(filter-out 0,$(shell id -u)),sudo)
 DEMO := inventories/demo
 # The demo's token and key, which the inventory makes at the first run.
@@ -46,7 +49,9 @@ token: venv ## a developer's token: NAME=alice, with ROTATE=1 a new one, with RE
 # --- to prove it ---
 
 .PHONY: test
-test: lint unit molecule ## everything below: what CI runs
+test: ## everything below: what CI runs
+	$(MAKE) --jobs=$(LANES) --output-sync=target guests lint unit
+	$(MAKE) molecule
 
 .PHONY: lint
 lint: venv bridge/.venv/done ## ansible-lint (production), yamllint, ruff, mypy
@@ -62,12 +67,18 @@ unit: venv bridge/.venv/done supply/.venv/done ## the bridge and the tiny model 
 	bridge/.venv/bin/pytest tests/tiny_model
 	pytest tests/roles tests/playbooks tests/baseline tests/supply
 
-.PHONY: molecule
-molecule: venv ## the roles' scenarios on Debian 12 and 13, and the fleet; one of them: SCENARIOS=mcp_bridge
+.PHONY: guests
+guests: python3-venv ## the images of the guests that molecule's scenarios run on
 	tests/lab/prepare-host
+
+.PHONY: molecule
+molecule: venv guests ## the roles' scenarios on Debian 12 and 13, and the fleet; one of them: SCENARIOS=mcp_bridge
 	pytest tests/lab
-	rm -rf $(FAILED) && mkdir -p $(FAILED)
-	$(MAKE) --jobs=2 --keep-going --output-sync=target $(SCENARIOS:%=molecule-%) || { \
+	rm -rf $(FAILED) $(SECONDS_TAKEN) && mkdir -p $(FAILED)
+	status=0; \
+	$(MAKE) --jobs=$(LANES) --keep-going --output-sync=target $(SCENARIOS:%=molecule-%) || status=$$?; \
+	echo "Seconds of each scenario, $(LANES) at a time:"; sort -rn $(SECONDS_TAKEN); \
+	[ $$status -eq 0 ] || { \
 	  for log in $(FAILED)/*; do \
 	    echo "$$(basename $$log):"; \
 	    sed -nE 's/\x1b\[[0-9;]*m//g; /^(FAILED |ERROR [^ ]|E  |fatal:|\[ERROR\]|\* \[)|Executed: Failed/p' $$log | cut -c -250 | tail -n 12; \
@@ -75,7 +86,7 @@ molecule: venv ## the roles' scenarios on Debian 12 and 13, and the fleet; one o
 
 # While one waits, the other computes. The log of one that fails stays, so that the last lines can say why.
 molecule-%:
-	molecule test --scenario-name $* |& tee $(FAILED)/$*
+	trap 'printf "%6d  %s\n" $$SECONDS $* >> $(SECONDS_TAKEN)' EXIT; molecule test --scenario-name $* |& tee $(FAILED)/$*
 	rm $(FAILED)/$*
 
 # Not in `test`: its processor is emulated, which takes long on a busy machine.
@@ -122,8 +133,13 @@ soak: venv bridge/.venv/done ## 64 clients for five minutes while the engine is 
 .PHONY: venv
 venv: .venv/done ## .venv: Ansible, Molecule, linters, pinned by hash
 
+.PHONY: python3-venv
+python3-venv:
+	@python3 -c 'import ensurepip' 2>/dev/null || { $(SUDO) apt-get update -q && $(SUDO) apt-get install -y -q python3-venv; }
+
+.venv/done bridge/.venv/done supply/.venv/done: | python3-venv
+
 .venv/done: requirements.txt
-	python3 -c 'import ensurepip' 2>/dev/null || { $(SUDO) apt-get update -q && $(SUDO) apt-get install -y -q python3-venv; }
 	@echo "Installing Ansible and its tools into .venv, about a minute"
 	python3 -m venv --clear .venv
 	.venv/bin/pip install --quiet --only-binary=:all: --require-hashes -r requirements.txt

@@ -17,6 +17,7 @@ LAB = Path(__file__).resolve().parent
 PROJECT = LAB.parent.parent
 NETWORK = "lab-test"
 ENVIRONMENT = os.environ | {"LAB_NETWORK": NETWORK, "ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg"), "NO_COLOR": "1"}
+GUESTS = ("debian12", "debian13")
 INVENTORY = f"--inventory={PROJECT / 'molecule' / 'shared' / 'inventory'}"
 
 
@@ -90,9 +91,19 @@ def test_large_files_arrive_whole_in_both_directions(tmp_path: Path) -> None:
     assert there.read_bytes() == back.read_bytes()
 
 
-@pytest.mark.parametrize("guest", ["debian12", "debian13"])
+@pytest.mark.parametrize("guest", GUESTS)
 def test_apt_and_pip_reach_their_packages(guest: str) -> None:
     # apt has been seen to wait for itself for ever; that is not what is tested here
     update = "timeout 60 apt-get --quiet update --error-on=any"
     in_guest(guest, f"{update} || {update}")
     in_guest(guest, "python3 -m venv /tmp/venv && /tmp/venv/bin/pip download --quiet --no-deps --dest /tmp six")
+
+
+def test_guests_share_what_pip_has_fetched() -> None:
+    (cache,) = {in_guest(guest, "python3 -m venv /tmp/pip && /tmp/pip/bin/pip cache dir") for guest in GUESTS}
+    for guest in GUESTS:
+        in_guest(guest, f"touch {cache}/{NETWORK}-{guest}")
+    try:
+        assert all(in_guest(guest, f"ls {cache}/{NETWORK}-{other}") for guest in GUESTS for other in GUESTS)
+    finally:
+        in_guest("debian12", f"rm {cache}/{NETWORK}-*")
