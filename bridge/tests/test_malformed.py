@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 from local_llm_bridge import exchange
 from local_llm_bridge.audit import UNKNOWN
+from local_llm_bridge.errors import RefusedRequestError
 from local_llm_bridge.express import Everyday, is_notification, read
 from tests.services import MODEL, PROGRAM, TOKEN, FakeEngine, events, piece, request_of, serving, wait_for
 from tests.test_express import CALL, ENVELOPE, HANDSHAKE, REQUESTS
@@ -544,11 +545,13 @@ header_values = st.text(st.characters(max_codepoint=255), max_size=20) | st.samp
 def test_any_headers_decide_the_lane(headers: dict[str, str], message: object, cut: int) -> None:
     headers = {"content-type": "application/json", "accept": "application/json, text/event-stream", **headers}
     lanes = Lanes()
-    lanes.take(headers, json.dumps(message).encode()[cut // 8 :])
+    body = json.dumps(message).encode()[cut // 8 :]
+    lanes.take(headers, body)
     (lane,) = lanes.taken
     everyday = read(message) if lane == "quick" else None
     if everyday is None:
-        assert lane == "sdk" or is_notification(message)
+        assert lane in {"sdk", "refused"} or is_notification(message)
+        assert (lane == "refused") == (not is_json(body))
         return
     assert {"application/json", "text/event-stream"} <= {part.strip() for part in headers["accept"].split(",")}
     assert "mcp-session-id" not in headers
@@ -556,6 +559,17 @@ def test_any_headers_decide_the_lane(headers: dict[str, str], message: object, c
     if everyday.modern:
         assert headers["mcp-method"] == everyday.method
         assert "mcp-param-x" not in headers
+
+
+def is_json(text: bytes) -> bool:
+    def refuse(constant: str) -> None:
+        raise ValueError(constant)
+
+    try:
+        json.loads(text, parse_constant=refuse)
+    except ValueError:
+        return False
+    return True
 
 
 class Lanes:
@@ -582,7 +596,10 @@ class Lanes:
             self.taken.append("sdk")
 
         decide = exchange.Exchange(cast("Express", self), sdk)
-        asyncio.run(decide({"caller": UNKNOWN, "model": None}, headers, receive, send))
+        try:
+            asyncio.run(decide({"caller": UNKNOWN, "model": None}, headers, receive, send))
+        except RefusedRequestError:
+            self.taken.append("refused")
 
     def answer(self, _request: Everyday) -> dict[str, Any]:
         self.taken.append("quick")

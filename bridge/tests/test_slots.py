@@ -72,7 +72,7 @@ async def test_a_full_queue_refuses_at_once_with_the_expected_wait() -> None:
     tasks = [await waiting(slots, "a") for _ in range(2)]
     assert slots.expected_wait_s() == 45  # the third in the queue of two slots, at 30 s a call
     with anyio.fail_after(1), pytest.raises(QueueFullError) as refused:
-        await slots.acquire("b")
+        await slots.acquire("a")
     assert "The model coder is busy: 2 calls run and 2 wait" in str(refused.value)
     assert "Try again in about 45 s" in str(refused.value)
     assert refused.value.model == "coder"
@@ -80,6 +80,40 @@ async def test_a_full_queue_refuses_at_once_with_the_expected_wait() -> None:
     slots.release(30)
     slots.release(30)
     await asyncio.gather(*tasks)
+
+
+async def test_whoever_fills_the_queue_makes_room_for_others() -> None:
+    slots = Slots("coder", 1, 3)
+    await slots.acquire("a")
+    first, second, third = [await waiting(slots, "a") for _ in range(3)]
+    b = asyncio.ensure_future(slots.acquire("b"))
+    with pytest.raises(QueueFullError, match="1 calls run and 3 wait"):
+        await third
+    with pytest.raises(QueueFullError):  # b has its share now
+        await slots.acquire("b")
+    assert (slots.running, slots.queued) == (1, 3)
+    for turn in (first, b, second):
+        slots.release(1)
+        await turn
+    slots.release(1)
+    assert (slots.running, slots.queued) == (0, 0)
+
+
+async def test_room_that_was_made_as_its_caller_went_away_is_not_made_twice() -> None:
+    slots = Slots("coder", 1, 2)
+    await slots.acquire("a")
+    first, second = [await waiting(slots, "a") for _ in range(2)]
+    b = asyncio.ensure_future(slots.acquire("b"))
+    await asyncio.sleep(0)  # b has made room, and the call that made it does not know yet
+    second.cancel()
+    with pytest.raises((asyncio.CancelledError, QueueFullError)):
+        await second
+    assert (slots.running, slots.queued) == (1, 2)
+    for turn in (first, b):
+        slots.release(1)
+        await turn
+    slots.release(1)
+    assert (slots.running, slots.queued) == (0, 0)
 
 
 async def test_without_a_queue_nobody_waits() -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import socket
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -19,6 +21,14 @@ log = logging.getLogger(__name__)
 
 NOBODY = "-"
 """Stands for what there is not: a developer (stdio has one user), a model, an address."""
+_MOST_CONTENT = 80_000
+"""Bytes of JSON that what was asked may take, and what was answered: together they fit into one message to the journal.
+"""
+_MOST_CHARACTERS = 40_000
+"""Of one text in a record: as many as a result may have."""
+_DEEPEST = 20
+_EXACT = 2**53
+"""Numbers up to this are the same in all programs that read JSON."""
 _SYSLOG = b"<134>local-llm-audit: "
 """Facility local0, priority info, and the name under which the door writes, too."""
 
@@ -88,11 +98,11 @@ class Log:
             "duration_ms": round(record.duration_s * 1000),
         }
         if completion := record.completion:
-            entry["prompt_tokens"] = completion.prompt_tokens
-            entry["completion_tokens"] = completion.completion_tokens
+            entry["prompt_tokens"] = token_count(completion.prompt_tokens)
+            entry["completion_tokens"] = token_count(completion.completion_tokens)
             entry["cached"] = completion.cached
         if self._with_content:
-            entry |= {"arguments": record.arguments, "text": record.text}
+            entry |= {"arguments": _content(record.arguments), "text": _content(record.text)}
         self._add(record.caller, entry)
 
     def refused(self, caller: Caller, what: str, status: int) -> None:
@@ -109,7 +119,57 @@ class Log:
         now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         who = {"request_id": caller.request_id, "developer": caller.developer, "client": caller.client}
         # Pure ASCII: a text stays on its line, and nobody can write a line of their own into the log.
-        self._write(json.dumps({"time": now, "source": "bridge", **who, **entry}, separators=(",", ":")))
+        self._write(_json({"time": now, "source": "bridge", **who, **entry}))
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, separators=(",", ":"), allow_nan=False)
+
+
+def token_count(value: object) -> int | None:
+    """Return a number of tokens as programs can read it: engines say all kinds of things."""
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _EXACT:
+        return value
+    return None
+
+
+def _content(value: object) -> object:
+    """Return what a client or a model has sent as every program can read it, and no more than a record has room for."""
+    most = _MOST_CHARACTERS
+    while len(_json(plain := _plain(value, most))) > _MOST_CONTENT:
+        most //= 2
+    return plain
+
+
+def _plain(value: object, most: int, depth: int = 0) -> object:
+    """Return a value without numbers that JSON, or a program, may not know, and cut where it is too long.
+
+    Args:
+        value: as json.loads gives it.
+        most: characters of a text, and elements of anything else.
+        depth: of what it is in.
+    """
+    match value:
+        case dict() | list() if depth == _DEEPEST:
+            return "[Cut here: nested too deep.]"
+        case dict():
+            return {_text(str(key), most): _plain(item, most, depth + 1) for key, item in islice(value.items(), most)}
+        case list():
+            return [_plain(item, most, depth + 1) for item in islice(value, most)]
+        case int() if abs(value) > _EXACT:
+            value = hex(value)[:most]
+        case float() if not math.isfinite(value):
+            value = str(value)
+        case str():
+            return _text(value, most)
+    return value
+
+
+def _text(text: str, most: int) -> str:
+    if len(text) > most:
+        text = f"{text[:most]}[Cut here: {len(text)} characters.]"
+    # Half of a surrogate pair is no character, and there are programs that read no line which has one.
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 class _Syslog:

@@ -85,10 +85,9 @@ class Calls:
         started = time.monotonic()
         outcome, result, model, text = "failed", None, None, ""
         try:
+            self._rate.spend(call.caller.developer)  # before anything that takes time
             tool = self.tools.find(call.tool)
-            arguments = check(tool, call.arguments)
-            self._rate.spend(call.caller.developer)
-            arguments = await self._with_files(tool, arguments)
+            arguments = await self._with_files(tool, check(tool, call.arguments))
             if call.model and "model" in tool.schema["properties"]:
                 arguments = {**arguments, "model": arguments.get("model") or call.model}
             deadline = started + self._settings.timeout_s

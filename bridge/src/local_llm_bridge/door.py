@@ -6,13 +6,15 @@ import json
 import logging
 import os
 import re
+import socket
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, urlsplit
 
 from local_llm_bridge.asgi import Response, text
 from local_llm_bridge.audit import NOBODY, Caller
 from local_llm_bridge.auth import NAME_HEADER, Directory
-from local_llm_bridge.exchange import MAX_BODY, Exchange, TooBigError
+from local_llm_bridge.errors import RefusedRequestError
+from local_llm_bridge.limits import AtOnce, Rate
 from local_llm_bridge.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -22,12 +24,22 @@ if TYPE_CHECKING:
 
     from local_llm_bridge.calls import Calls
     from local_llm_bridge.config import ServeSettings
+    from local_llm_bridge.exchange import Exchange
 
 log = logging.getLogger(__name__)
 
 ID_HEADER = "x-request-id"
 _LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 _LOOPBACK_PEERS = ("127.0.0.1", "::1")
+_MESSAGES_PER_CALL = 10
+"""How many requests of any kind a developer may send for each call that a minute allows.
+
+A session of Claude Code begins with three, and asks for the list of tools again now and then.
+"""
+_LEAST_MESSAGES = 600
+"""So many they may send in a minute however few calls are allowed."""
+_MOST_REQUESTS = 128
+"""How many requests one developer may have under way: four times what a gateway lets through, unless told otherwise."""
 
 
 class Door:
@@ -46,6 +58,9 @@ class Door:
         calls.observers.append(self._metrics)
         self._directory = Directory(settings.developers, settings.tokens_file, settings.door_keys)
         self._hosts = {*_LOOPBACK, *settings.allowed_hosts, authority(settings.listen.address)}
+        calls_per_minute = settings.requests_per_minute
+        self._messages = Rate(max(_LEAST_MESSAGES, _MESSAGES_PER_CALL * calls_per_minute) if calls_per_minute else 0)
+        self._requests = AtOnce(_MOST_REQUESTS)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -68,6 +83,9 @@ class Door:
         match scope["path"]:
             case "/mcp":
                 response = await self._mcp(scope, headers, receive, send)
+            case "/healthz" | "/readyz" | "/metrics" if not self._is_for_machines(scope, headers):
+                response = self._stranger(headers["host"])
+                self._calls.audit.refused(_caller(scope, headers, NOBODY), f"GET {scope['path']}", response.status)
             case "/healthz" | "/readyz" | "/metrics" if scope["method"] not in {"GET", "HEAD"}:
                 response = text(405, "Only GET.", {"Allow": "GET, HEAD"})
             case "/healthz":
@@ -83,15 +101,36 @@ class Door:
 
     async def _mcp(self, scope: Scope, headers: Mapping[str, str], receive: Receive, send: Send) -> Response | None:
         """Answer a request to /mcp; returns what is still to be sent."""
-        refusal = self._refusal(scope, headers)
+        refusal = self._refusal(scope, headers) or self._over_limit(scope["caller"].developer)
         if refusal is None:
             try:
                 await self._exchange(scope, headers, receive, send)
-            except TooBigError:
-                return text(413, f"The request has more than {MAX_BODY} bytes. Send less.", {"Connection": "close"})
-            return None
-        self._calls.audit.refused(_caller(scope, headers, NOBODY), f"{scope['method']} /mcp", refusal.status)
+            except RefusedRequestError as error:
+                refusal = text(error.status, str(error), error.headers)
+            finally:
+                self._requests.leave(scope["caller"].developer)
+        if refusal:
+            caller = scope.get("caller") or _caller(scope, headers, NOBODY)
+            self._calls.audit.refused(caller, f"{scope['method']} /mcp", refusal.status)
         return refusal
+
+    def _over_limit(self, developer: str) -> Response | None:
+        """Return why a developer's request is too much; None: it is not, and counted."""
+        if wait_s := self._messages.take(developer):
+            return text(
+                429,
+                f"{developer} has sent all requests that a minute allows. Try again in {wait_s} s; requests_per_minute "
+                "in the bridge's settings sets the limit.",
+                {"Retry-After": str(wait_s)},
+            )
+        if not self._requests.enter(developer):
+            return text(
+                429,
+                f"{developer} has {self._requests.most} requests running, the most that one developer may have. Wait "
+                "until one ends.",
+                {"Retry-After": "5"},
+            )
+        return None
 
     def _refusal(self, scope: Scope, headers: Mapping[str, str]) -> Response | None:
         """Return why a request to /mcp is refused; None: it is not.
@@ -100,17 +139,19 @@ class Door:
         """
         host, origin = headers.get("host", ""), headers.get("origin")
         if not self._accepts(host):
-            return text(421, f"This bridge does not answer to the host {host[:100]!r}. Add it to allowed_hosts.")
-        if origin is not None and not self._accepts(urlsplit(origin).netloc):
-            return text(403, f"Web pages of {origin[:100]!r} may not call this bridge.")
+            return self._stranger(host)
+        if origin is not None:
+            try:
+                netloc = urlsplit(origin).netloc
+            except ValueError:
+                return text(400, f"The Origin {origin[:100]!r} is malformed. Send the page's scheme, host and port.")
+            if not self._accepts(netloc):
+                return text(403, f"Web pages of {origin[:100]!r} may not call this bridge.")
         developer = self._directory.developer_of(headers.get("authorization"), headers.get(NAME_HEADER))
         if not developer:
             return _unknown(headers) if developer is None else _unnamed(headers)
         if scope["method"] != "POST":
             return text(405, "MCP here is POST only: there are no sessions and no standing streams.", {"Allow": "POST"})
-        length = headers.get("content-length", "")
-        if length.isdecimal() and int(length) > MAX_BODY:
-            return text(413, f"The request has {length} bytes, the most is {MAX_BODY}. Send less.")
         scope["caller"] = _caller(scope, headers, developer)
         scope["model"] = parse_qs(scope["query_string"].decode("latin-1")).get("model", [None])[0]
         return None
@@ -127,6 +168,24 @@ class Door:
         authority = authority.lower()
         name, _, port = authority.rpartition(":")
         return authority in self._hosts or (port.isdecimal() and name in self._hosts)
+
+    def _is_for_machines(self, scope: Scope, headers: Mapping[str, str]) -> bool:
+        """Whether a request for health or metrics may be answered.
+
+        A web page whose name somebody has made lead here would read them in the browser of whoever opens it. Browsers
+        always send that name. HAProxy's checks send none, and Prometheus the name of its target: that of this host,
+        or the address to which the connection came.
+        """
+        host = headers.get("host")
+        if host is None or self._accepts(host):
+            return True
+        name = host.lower() if host.endswith("]") or ":" not in host else host.lower().rpartition(":")[0]
+        server = scope.get("server") or ("",)
+        return name in {authority(server[0]), socket.gethostname().lower()}
+
+    @staticmethod
+    def _stranger(host: str) -> Response:
+        return text(421, f"This bridge does not answer to the host {host[:100]!r}. Add it to allowed_hosts.")
 
     async def _readiness(self) -> Response:
         reasons = await self._calls.backend.readiness()

@@ -4,6 +4,7 @@ BridgeError
 ├── ConfigError              the operator: settings, files, credentials
 ├── ListenError              the operator: the address cannot be listened on
 ├── StreamError              whoever started the program: standard input or output cannot be used
+├── RefusedRequestError      the client: an HTTP request that is answered with a status from 400 to 499
 └── CallError                one tool call failed; its text is the tool's result
     ├── UnknownToolError     the caller
     ├── BadArgumentsError    the caller
@@ -27,7 +28,10 @@ Texts are for people: what was tried, what came back, what to do. They never hol
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 class BridgeError(Exception):
@@ -44,6 +48,21 @@ class ListenError(BridgeError):
 
 class StreamError(BridgeError):
     """Standard input or output cannot be used."""
+
+
+class RefusedRequestError(BridgeError):
+    """A request is not worked on; nothing has been sent yet.
+
+    Args:
+        status: HTTP's.
+        text: what the client is told.
+        headers: that go with it.
+    """
+
+    def __init__(self, status: int, text: str, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(text)
+        self.status = status
+        self.headers = headers or {}
 
 
 class CallError(BridgeError):

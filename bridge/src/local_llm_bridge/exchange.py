@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from local_llm_bridge.asgi import Response
+from local_llm_bridge.body import SMALL_BODY, Receiver
+from local_llm_bridge.errors import RefusedRequestError
 from local_llm_bridge.express import (
     HANDSHAKE_VERSIONS,
     MODERN_VERSION,
@@ -17,6 +18,8 @@ from local_llm_bridge.express import (
     is_notification,
     read,
 )
+from local_llm_bridge.limits import AtOnce, Rate
+from local_llm_bridge.message import parse
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,8 +28,6 @@ if TYPE_CHECKING:
 
     from local_llm_bridge.calls import Wire
 
-MAX_BODY = 4 * 1024 * 1024
-"""Largest request in bytes: a million tokens of text, more than any model's context."""
 QUIET_S = 5.0
 """How long a call may take until its answer becomes a stream with signs of life, in seconds."""
 PING_S = 15.0
@@ -37,9 +38,11 @@ _EVENT_STREAM = [
     (b"x-accel-buffering", b"no"),
 ]
 
-
-class TooBigError(Exception):
-    """The request has more than MAX_BODY bytes."""
+_LISTEN = "subscriptions/listen"
+_MOST_STREAMS = 32
+"""How many streams that wait for new tools one developer may have: one for each session of Claude Code."""
+_LISTEN_BODY = 4 * 2**10
+"""Largest request for such a stream in bytes: it is kept as long as the stream. Claude Code's has some 500."""
 
 
 class Exchange:
@@ -48,32 +51,69 @@ class Exchange:
     Args:
         express: the quick lane.
         sdk: the SDK's lane, for all that the quick one does not take.
+        requests_per_minute: how many large requests a developer may send; 0 means any number.
     """
 
-    def __init__(self, express: Express, sdk: ASGIApp) -> None:
+    def __init__(self, express: Express, sdk: ASGIApp, requests_per_minute: int = 0) -> None:
         self._express = express
         self._sdk = sdk
+        self._receiver = Receiver(Rate(requests_per_minute))
+        self._streams = AtOnce(_MOST_STREAMS)
+        self._parsing = asyncio.Lock()  # the largest take some 30 ms each
 
     async def __call__(self, scope: Scope, headers: Mapping[str, str], receive: Receive, send: Send) -> None:
         """Answer one request; `scope["caller"]` says whose, `scope["model"]` who answers if it names no model.
 
         Raises:
-            TooBigError: before anything has been sent.
+            RefusedRequestError: before anything has been sent.
         """
-        body = await _body(receive)
+        developer = scope["caller"].developer
+        body = await self._receiver.receive(receive, headers, developer)
         if body is None:
             return  # the client has gone
-        message = _parsed(body, headers)
-        if is_notification(message):
-            await Response(202).send(send)  # nothing here goes on from one request to the next
-            return
-        request = _everyday(message, headers)
+        if len(body) > SMALL_BODY:
+            async with self._parsing:
+                message = parse(body)
+                await asyncio.sleep(0)  # whatever else there is to do comes before the next one
+        else:
+            message = parse(body)
+        method = message.get("method") if isinstance(message, dict) else None
+        if len(body) > SMALL_BODY and method != "tools/call":
+            raise RefusedRequestError(413, f"Only tools/call may have more than {SMALL_BODY} bytes. Send less.")
+        request = None
+        if _is_ordinary(headers):
+            if is_notification(message):
+                await Response(202).send(send)  # nothing here goes on from one request to the next
+                return
+            request = _everyday(message, headers)
         if request is None:
-            await self._sdk(scope, _replay(body, receive), send)
+            size, again = len(body), _replay(body, receive)
+            del body, message  # a stream may last for days
+            if method == _LISTEN:
+                await self._listen(size, scope, again, send)
+            else:
+                await self._sdk(scope, again, send)
         elif request.method == "tools/call":
+            del body, message
             await self._call(request, scope, receive, send)
         else:
             await _json(self._express.answer(request)).send(send)
+
+    async def _listen(self, size: int, scope: Scope, receive: Receive, send: Send) -> None:
+        if size > _LISTEN_BODY:
+            raise RefusedRequestError(413, f"A request for {_LISTEN} may have {_LISTEN_BODY} bytes. Send less.")
+        developer = scope["caller"].developer
+        if not self._streams.enter(developer):
+            raise RefusedRequestError(
+                429,
+                f"{developer} has {_MOST_STREAMS} streams of {_LISTEN} open, the most that one developer may have. "
+                "End a session.",
+                {"Retry-After": "60"},
+            )
+        try:
+            await self._sdk(scope, receive, send)
+        finally:
+            self._streams.leave(developer)
 
     async def _call(self, request: Everyday, scope: Scope, receive: Receive, send: Send) -> None:
         """Run a call; it ends at once when the client goes away."""
@@ -141,21 +181,16 @@ def _json(message: Wire) -> Response:
     return Response(200, encode(message), "application/json")
 
 
-def _parsed(body: bytes, headers: Mapping[str, str]) -> object:
-    """Return the message; None: something about the request is out of the ordinary."""
+def _is_ordinary(headers: Mapping[str, str]) -> bool:
+    """Whether the headers are those of an everyday request."""
     accepted = headers.get("accept", "")
-    if (
-        headers.get("content-type", "").partition(";")[0].strip() != "application/json"
-        or "application/json" not in accepted
-        or "text/event-stream" not in accepted
-        or "mcp-session-id" in headers
-        or headers.get("mcp-protocol-version", MODERN_VERSION) not in (MODERN_VERSION, *HANDSHAKE_VERSIONS)
-    ):
-        return None
-    try:
-        return json.loads(body.decode())  # of bytes, json would guess the encoding
-    except (ValueError, RecursionError):
-        return None
+    return (
+        headers.get("content-type", "").partition(";")[0].strip() == "application/json"
+        and "application/json" in accepted
+        and "text/event-stream" in accepted
+        and "mcp-session-id" not in headers
+        and headers.get("mcp-protocol-version", MODERN_VERSION) in (MODERN_VERSION, *HANDSHAKE_VERSIONS)
+    )
 
 
 def _everyday(message: object, headers: Mapping[str, str]) -> Everyday | None:
@@ -174,32 +209,12 @@ def _everyday(message: object, headers: Mapping[str, str]) -> Everyday | None:
     return None if any(name.startswith("mcp-param-") for name in headers) else request
 
 
-async def _body(receive: Receive) -> bytes | None:
-    """Read the body; None: the client has gone before its end."""
-    parts, size = [], 0
-    while True:
-        message = await receive()
-        if message["type"] != "http.request":
-            return None
-        part = message.get("body", b"")
-        parts.append(part)
-        size += len(part)
-        if size > MAX_BODY:
-            raise TooBigError
-        if not message.get("more_body"):
-            return b"".join(parts)
-
-
 def _replay(body: bytes, receive: Receive) -> Receive:
     """Return what gives a body again that has been read."""
-    given = False
+    left: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def receive_again() -> Message:
-        nonlocal given
-        if given:
-            return await receive()
-        given = True
-        return {"type": "http.request", "body": body, "more_body": False}
+        return left.pop() if left else await receive()
 
     return receive_again
 

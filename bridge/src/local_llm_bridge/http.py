@@ -14,6 +14,7 @@ import uvloop
 
 from local_llm_bridge import systemd
 from local_llm_bridge.calls import Calls
+from local_llm_bridge.connection import Connection
 from local_llm_bridge.door import Door, authority
 from local_llm_bridge.errors import ListenError
 from local_llm_bridge.exchange import Exchange
@@ -47,10 +48,11 @@ async def run(settings: ServeSettings) -> None:
     listener = _listen(settings.listen.address, settings.listen.port)
     calls = Calls(settings)
     sdk = SdkHttp(calls)
-    door = Door(settings, calls, Exchange(Express(calls, announces=False), sdk))
+    exchange = Exchange(Express(calls, announces=False), sdk, settings.requests_per_minute)
+    door = Door(settings, calls, exchange)
     config = uvicorn.Config(
         door,
-        http="httptools",
+        http=Connection,
         lifespan="off",
         ws="none",
         log_config=None,

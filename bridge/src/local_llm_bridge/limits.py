@@ -1,11 +1,11 @@
-"""How much at once: slots of a model with a fair, bounded queue, and calls of a developer per minute."""
+"""How much at once and per minute: a model's slots with a fair, bounded queue, and what one developer may have."""
 
 from __future__ import annotations
 
 import asyncio
 import math
 import time
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 
 from local_llm_bridge.errors import QueueFullError, RateLimitError
 
@@ -43,13 +43,8 @@ class Slots:
         if self.running < self._concurrency:
             self.running += 1
             return
-        if self.queued >= self._most_waiting:
-            wait_s = max(1, math.ceil(self.expected_wait_s()))
-            raise QueueFullError(
-                f"The model {self._model} is busy: {self.running} calls run and {self.queued} wait, which is the most. "
-                f"Try again in about {wait_s} s, or name another model.",
-                self._model,
-            )
+        if self.queued >= self._most_waiting and not self._make_room(developer):
+            raise self._full()
         turn = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(developer, deque()).append(turn)
         self.queued += 1
@@ -57,10 +52,10 @@ class Slots:
             # Shielded: the slot may be handed over between the cancellation and the time that it is noticed here.
             await asyncio.shield(turn)
         except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():
-                self._pass_on()  # the slot had just been handed over
-            else:
+            if not turn.done():
                 self._leave(developer, turn)
+            elif turn.exception() is None:
+                self._pass_on()  # the slot had just been handed over
             raise
 
     def release(self, seconds: float) -> None:
@@ -77,6 +72,26 @@ class Slots:
         if self.running < self._concurrency:
             return 0.0
         return self._mean_s * (self.queued + 1) / self._concurrency
+
+    def _full(self) -> QueueFullError:
+        wait_s = max(1, math.ceil(self.expected_wait_s()))
+        return QueueFullError(
+            f"The model {self._model} is busy: {self.running} calls run and {self.queued} wait, which is the most. "
+            f"Try again in about {wait_s} s, or name another model.",
+            self._model,
+        )
+
+    def _make_room(self, developer: str) -> bool:
+        """Refuse the latest call of whoever has the most waiting, if they have more than this developer would have."""
+        if not self._waiting:
+            return False
+        greediest, turns = max(self._waiting.items(), key=lambda entry: len(entry[1]))
+        if len(turns) <= len(self._waiting.get(developer, ())) + 1:
+            return False
+        turn = turns[-1]
+        turn.set_exception(self._full())
+        self._leave(greediest, turn)
+        return True
 
     def _pass_on(self) -> None:
         if not self._waiting:
@@ -100,15 +115,27 @@ class Slots:
 
 
 class Rate:
-    """Calls of each developer per minute: a bucket that fills evenly and holds a minute's worth.
+    """What each developer may do per minute: a bucket that fills evenly and holds a minute's worth.
 
     Args:
-        per_minute: how many; 0 means any number.
+        per_minute: how often; 0 means any number.
     """
 
     def __init__(self, per_minute: int) -> None:
         self._per_minute = per_minute
         self._buckets: dict[str, tuple[float, float]] = {}
+
+    def take(self, developer: str) -> int:
+        """Count one; returns 0, or in how many seconds there will be one again, if none is left."""
+        if not self._per_minute:
+            return 0
+        now = time.monotonic()
+        left, at = self._buckets.get(developer, (float(self._per_minute), now))
+        left = min(self._per_minute, left + (now - at) * self._per_minute / 60)
+        if left < 1:
+            return math.ceil((1 - left) * 60 / self._per_minute)
+        self._buckets[developer] = (left - 1, now)
+        return 0
 
     def spend(self, developer: str) -> None:
         """Count one call.
@@ -116,15 +143,33 @@ class Rate:
         Raises:
             RateLimitError: the developer has none left.
         """
-        if not self._per_minute:
-            return
-        now = time.monotonic()
-        left, at = self._buckets.get(developer, (float(self._per_minute), now))
-        left = min(self._per_minute, left + (now - at) * self._per_minute / 60)
-        if left < 1:
-            wait_s = math.ceil((1 - left) * 60 / self._per_minute)
+        if wait_s := self.take(developer):
             raise RateLimitError(
                 f"{developer} has made the {self._per_minute} calls that a minute allows. Try again in {wait_s} s; "
                 "requests_per_minute in the bridge's settings sets the limit."
             )
-        self._buckets[developer] = (left - 1, now)
+
+
+class AtOnce:
+    """What each developer may have at the same time.
+
+    Args:
+        most: how many.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self._now: Counter[str] = Counter()
+
+    def enter(self, developer: str) -> bool:
+        """Count one more, unless the developer has the most; returns whether it was counted."""
+        if self._now[developer] >= self.most:
+            return False
+        self._now[developer] += 1
+        return True
+
+    def leave(self, developer: str) -> None:
+        """Count one less."""
+        self._now[developer] -= 1
+        if not self._now[developer]:
+            del self._now[developer]

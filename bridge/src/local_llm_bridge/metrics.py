@@ -9,6 +9,8 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
+from local_llm_bridge.audit import token_count
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -72,8 +74,9 @@ class Metrics:
         self._cache.labels("hit" if completion.cached else "miss").inc()
         if completion.cached:
             return
-        self._tokens.labels(record.caller.developer, record.model, "prompt").inc(completion.prompt_tokens or 0)
-        self._tokens.labels(record.caller.developer, record.model, "completion").inc(completion.completion_tokens or 0)
+        read, written = token_count(completion.prompt_tokens), token_count(completion.completion_tokens)
+        self._tokens.labels(record.caller.developer, record.model, "prompt").inc(read or 0)
+        self._tokens.labels(record.caller.developer, record.model, "completion").inc(written or 0)
         if completion.first_token_s is not None:
             self._first_token.labels(record.model).observe(completion.first_token_s)
 

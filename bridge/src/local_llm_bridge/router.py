@@ -11,6 +11,14 @@ if TYPE_CHECKING:
 
     from local_llm_bridge.config import Engine
 
+_JUDGED = 16_384
+"""Characters of a long question that rules are tried on, half of them from its beginning and half from its end.
+
+What a pattern costs grows with the text, for some of them with its square, and everybody waits meanwhile: two million
+times `c+` took more than a second.
+"""
+_LONGEST_REASON = 80
+
 # The guide's rules: code → coder, maths → general. Keywords are whole words where the script has words.
 # fmt: off
 CODE = (
@@ -88,9 +96,11 @@ class Router:
             return Choice(self.default, "the only model")
         if good_at and (engine := self._good_at(good_at)):
             return Choice(engine, f"good at {good_at}")
+        if len(text) > _JUDGED:
+            text = f"{text[: _JUDGED // 2]}\n{text[-_JUDGED // 2 :]}"
         for expression, engine in self._rules:
             if found := expression.search(text):
-                return Choice(engine, f"the text has {found.group()!r}")
+                return Choice(engine, f"the text has {found.group()[:_LONGEST_REASON]!r}")
         return Choice(self.default, "the default")
 
     def _target(self, rule: Rule) -> Engine | None:

@@ -6,7 +6,7 @@ import asyncio
 import importlib
 from typing import TYPE_CHECKING
 
-from local_llm_bridge.exchange import MAX_BODY
+from local_llm_bridge.body import MAX_BODY
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -1,0 +1,188 @@
+"""One HTTP connection: uvicorn's, with limits of size, time and number that uvicorn does not have.
+
+A connection without a request costs nobody anything: it ends after some seconds, and when there are too many, one of
+them makes room for a new one: of those who have never shown a token, then of the developer who has most of them.
+"""
+
+from __future__ import annotations
+
+import resource
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from local_llm_bridge.audit import NOBODY
+
+if TYPE_CHECKING:
+    import asyncio
+
+    import uvicorn
+    from uvicorn.server import ServerState
+
+MAX_HEAD = 64 * 2**10
+"""Most bytes of request line and headers, and of whatever else belongs to no body, such as trailers."""
+_PER_HEADER = 64
+"""Bytes that each header counts besides its own: an empty one takes memory, too."""
+HEAD_S = 10.0
+"""How long request line and headers may take, from the connection or from their first byte, in seconds."""
+_LINGER_S = 5.0
+"""How long the rest of a body is read whose request has been answered, in seconds.
+
+A client that still sends sees the answer only if the connection stays.
+"""
+_MOST_CONNECTIONS = 4096
+_MOST_PIPELINED = 16
+"""How many requests may wait behind one that is being answered, on one connection."""
+_TOO_LARGE = (
+    b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-type: text/plain\r\n"
+    b"content-length: 52\r\n\r\nThe headers have more than 65536 bytes. Send fewer.\n"
+)
+_TOO_SLOW = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+
+
+class Connection(HttpToolsProtocol):
+    """The protocol of one connection; asyncio and uvicorn call its methods."""
+
+    _waiting: ClassVar[dict[str, dict[Connection, None]]] = {}
+    """All connections without a request by their developers; of each, the one that has waited longest comes first."""
+    _most = min(_MOST_CONNECTIONS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self._timer: asyncio.TimerHandle | None = None
+        self._developer = NOBODY
+        self._head = 0
+        self._unread = 0
+        self._in_message = False
+        self._in_head = False
+
+    # asyncio's
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Wait for a request; if there are too many connections, end the one that has waited longest."""
+        super().connection_made(transport)
+        if len(self.connections) > self._most:
+            self._make_room()
+        if not transport.is_closing():
+            self._wait(HEAD_S)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Clean up."""
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Hand bytes to the parser, and see whether it makes anything of them."""
+        self._unread += len(data)
+        super().data_received(data)
+        if self._unread > MAX_HEAD and not self.transport.is_closing():
+            self._refuse(_TOO_LARGE)
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is not HTTP, or too much of it."""
+        if self._head > MAX_HEAD:
+            self._refuse(_TOO_LARGE)
+        else:
+            super().send_400_response(msg)
+
+    # the parser's
+
+    def on_message_begin(self) -> None:
+        """Take note of a request's first byte."""
+        self._head = 0
+        self._in_message = self._in_head = True
+        if self.cycle is None or self.cycle.response_complete:
+            self._wait(HEAD_S)
+        super().on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        """Take a part of the URL."""
+        self._measure(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a header, or a trailer."""
+        self._measure(len(name) + len(value) + _PER_HEADER)
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        """Have the request answered."""
+        self._unread = 0
+        self._in_head = False
+        self._stop_waiting()
+        if len(self.pipeline) >= _MOST_PIPELINED:
+            self.transport.close()
+            return
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """Take a part of the body."""
+        self._unread = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """Take note of a request's end."""
+        self._unread = 0
+        self._in_message = False
+        if self.cycle.response_complete and not self.transport.is_closing():
+            self._wait(self.timeout_keep_alive)
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """Take note of an answer's end."""
+        super().on_response_complete()
+        if caller := cast("dict[str, Any]", self.scope).get("caller"):
+            self._stop_waiting()
+            self._developer = caller.developer
+        if self.cycle.response_complete and not self.transport.is_closing():
+            self._wait(_LINGER_S if self._in_message else self.timeout_keep_alive)
+
+    # ours
+
+    def _make_room(self) -> None:
+        """End a connection that waits; if there is none, this one."""
+        owners = {NOBODY: self._waiting[NOBODY]} if NOBODY in self._waiting else self._waiting
+        most: dict[Connection, None] = max(owners.values(), key=len, default={})
+        next(iter(most), self).end()
+
+    def end(self) -> None:
+        """End the connection, whatever it waits for."""
+        self._stop_waiting()
+        self.transport.close()
+
+    def _measure(self, size: int) -> None:
+        self._head += size
+        if self._head > MAX_HEAD:
+            raise ValueError("the headers are too large")  # the parser stops, and send_400_response is called
+
+    def _wait(self, seconds: float) -> None:
+        """Have no request, and end unless one comes in time."""
+        self._stop_waiting()
+        self._waiting.setdefault(self._developer, {})[self] = None
+        self._timer = self.loop.call_later(seconds, self._end)
+
+    def _stop_waiting(self) -> None:
+        if waiting := self._waiting.get(self._developer):
+            waiting.pop(self, None)
+            if not waiting:
+                del self._waiting[self._developer]
+        if self._timer:
+            self._timer.cancel()
+            self._timer = None
+
+    def _end(self) -> None:
+        if self._in_head:
+            self._refuse(_TOO_SLOW)
+        else:
+            self.transport.close()
+
+    def _refuse(self, answer: bytes) -> None:
+        if self.cycle is None or self.cycle.response_complete:
+            self.transport.write(answer)
+        self.transport.close()
