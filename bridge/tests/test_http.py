@@ -114,6 +114,184 @@ def test_web_pages_of_others_are_refused(bridge: Bridge, origin: str) -> None:
     assert status == 403
 
 
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "http://[::1",
+        "http://[::1]x",
+        "http://localhost:999999",
+        "http://localhost:x",
+        "http://127.0.0.1/path",
+        "http://you@localhost",
+        "http://",
+        "localhost",
+        "no origin",
+        "http://a, http://localhost",
+        "http://\u00e9\u00ff",
+        "http://\u212a.example".encode().decode("latin-1"),
+    ],
+)
+def test_a_malformed_origin_is_the_callers_fault_and_recorded(bridge: Bridge, origin: str) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", bridge.port, timeout=10)
+    connection.request("POST", "/mcp", LIST, {**HEADERS, "Origin": origin})
+    response = connection.getresponse()
+    assert response.status == 400
+    assert b"is malformed. Send scheme, host and port of the page." in response.read()
+    connection.close()
+    record = records(bridge.log.read_text())[-1]
+    assert (record["what"], record["outcome"], record["status"]) == ("POST /mcp", "refused", 400)
+
+
+@pytest.mark.parametrize("origin", ["http://localhost:6274", "http://[::1]:5173", "https://127.0.0.1"])
+def test_web_pages_of_this_machine_may_call(bridge: Bridge, origin: str) -> None:
+    assert bridge.http("/mcp", method="POST", headers={**HEADERS, "Origin": origin}, data=LIST)[0] == 200
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/metrics"])
+def test_machines_are_answered_under_the_names_that_they_use(named_bridge: Bridge, path: str) -> None:
+    for host in ("127.0.0.1:1", "localhost", "[::1]:8080", "gateway1:8443", "only:8080", socket.gethostname()):
+        assert named_bridge.http(path, headers={"Host": host})[0] == 200, host
+    for host in ("evil.example", "127.0.0.1.evil.example", "only:8081", "10.0.0.1", "localhost:x", ""):
+        status, text, _ = named_bridge.http(path, headers={"Host": host})
+        assert (status, "allowed_hosts" in text) == (421, True), host
+        record = records(named_bridge.log.read_text())[-1]
+        assert (record["what"], record["outcome"], record["status"]) == (f"GET {path}", "refused", 421)
+    # HAProxy's check of Debian 12, byte by byte.
+    assert raw(named_bridge, f"GET {path} HTTP/1.0\r\n\r\n".encode()).startswith(b"HTTP/1.1 200 ")
+
+
+def test_machines_are_answered_under_the_address_that_they_come_to(engine: str, tmp_path: Path) -> None:
+    with serving(tmp_path, engine, listen={"port": (port := free_port()), "address": "0.0.0.0"}):
+        for address in ("127.0.0.1", "127.0.0.5"):
+            with socket.create_connection((address, port), timeout=10) as connection:
+                connection.sendall(f"GET /healthz HTTP/1.1\r\nHost: 127.0.0.5:{port}\r\n\r\n".encode())
+                status = connection.recv(100).split()[1]
+            assert status == (b"200" if address == "127.0.0.5" else b"421")
+
+
+def raw(bridge: Bridge, data: bytes) -> bytes:
+    """Send bytes; gives all that comes until the bridge ends the connection."""
+    with socket.create_connection(("127.0.0.1", bridge.port), timeout=20) as connection:
+        connection.sendall(data)
+        connection.shutdown(socket.SHUT_WR)
+        return connection.makefile("rb").read()
+
+
+PING = b'{"jsonrpc": "2.0", "id": 1, "method": "ping"}'
+START = "".join(f"{name}: {value}\r\n" for name, value in HEADERS.items()).encode() + b"Connection: close\r\n"
+LENGTH = b"Content-Length: %d\r\n" % len(PING)
+CHUNKED = b"Transfer-Encoding: chunked\r\n"
+CHUNK = b"%x\r\n%s\r\n0\r\n\r\n" % (len(PING), PING)
+
+
+@pytest.mark.parametrize(
+    ("headers", "body"),
+    [
+        (LENGTH + CHUNKED, CHUNK),
+        (CHUNKED + LENGTH, CHUNK),
+        (LENGTH + LENGTH, PING),
+        (LENGTH + b"Content-Length: 0\r\n", PING),
+        (b"Content-Length: %d, %d\r\n" % (len(PING), len(PING)), PING),
+        (b"Content-Length: +%d\r\n" % len(PING), PING),
+        (b"Content-Length: -1\r\n", PING),
+        (b"Content-Length: 99999999999999999999999\r\n", PING),
+        (b"Content-Length: \xb2\r\n", PING),
+        (b"Content-Length : %d\r\n" % len(PING), PING),
+        (b"Transfer-Encoding: xchunked\r\n", CHUNK),
+        (b"Transfer-Encoding: chunked, identity\r\n", CHUNK),
+        (CHUNKED + CHUNKED, CHUNK),
+        (b"Transfer-Encoding:\x0bchunked\r\n", CHUNK),
+        (b"X: a\r\n b\r\n" + LENGTH, PING),
+        (b"X: a\r\n\tTransfer-Encoding: chunked\r\n" + LENGTH, PING),
+        (b"X: a\n" + LENGTH, PING),
+        (b"X: a\r" + LENGTH, PING),
+        (b"X: a\0b\r\n" + LENGTH, PING),
+        (CHUNKED, CHUNK.replace(b"\r\n", b"\n", 1)),
+        (CHUNKED, b"0x" + CHUNK),
+        (CHUNKED, b"fffffffffffffffff" + CHUNK),
+        (CHUNKED, CHUNK.replace(b"}\r\n", b"}XX")),
+    ],
+)
+def test_what_two_servers_could_read_as_different_requests_is_refused(
+    bridge: Bridge, headers: bytes, body: bytes
+) -> None:
+    hidden = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    answer = raw(bridge, b"POST /mcp HTTP/1.1\r\nHost: localhost\r\n" + START + headers + b"\r\n" + body + hidden)
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert answer.count(b"HTTP/1.1 ") == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "host", "status"),
+    [
+        (b"POST http://localhost/mcp HTTP/1.1", b"Host: localhost\r\n", 200),
+        (b"POST http://localhost/mcp HTTP/1.1", b"Host: evil.example\r\n", 200),
+        (b"POST http://evil.example/mcp HTTP/1.1", b"Host: localhost\r\n", 421),
+        (b"GET http://evil.example/readyz HTTP/1.1", b"Host: localhost\r\n", 421),
+        (b"GET http://localhost@evil.example/readyz HTTP/1.1", b"Host: localhost\r\n", 421),
+        (b"GET /mcp?x=http://localhost HTTP/1.1", b"Host: evil.example\r\n", 421),
+        (b"POST /mcp HTTP/1.1", b"Host: localhost\r\nHost: evil.example\r\n", 421),
+        (b"POST /mcp HTTP/1.1", b"", 421),
+        (b"CONNECT localhost:80 HTTP/1.1", b"Host: localhost\r\n", 400),
+        (b"POST /mcp HTTP/1.2", b"Host: localhost\r\n", 400),
+        (b"post /mcp HTTP/1.1", b"Host: localhost\r\n", 400),
+        (b"POST /mcp\xff HTTP/1.1", b"Host: localhost\r\n", 400),
+        (b"POST /mcp%00 HTTP/1.1", b"Host: localhost\r\n", 404),
+    ],
+)
+def test_the_target_and_the_host_say_who_is_meant(bridge: Bridge, line: bytes, host: bytes, status: int) -> None:
+    answer = raw(bridge, line + b"\r\n" + host + START + LENGTH + b"\r\n" + PING)
+    assert answer.startswith(b"HTTP/1.1 %d " % status), answer
+
+
+def test_requests_sent_one_behind_the_other_are_answered_in_order(bridge: Bridge) -> None:
+    start = b"POST /mcp HTTP/1.1\r\nHost: localhost\r\n" + START.replace(b"Connection: close\r\n", b"")
+    bodies = [PING.replace(b'"id": 1', b'"id": %d' % number) for number in range(10, 30)]
+    requests = [start + b"Content-Length: %d\r\n\r\n" % len(body) + body for body in bodies]
+    requests[-1] = requests[-1].replace(b"\r\n", b"\r\nConnection: close\r\n", 1)
+    with socket.create_connection(("127.0.0.1", bridge.port), timeout=20) as connection:
+        connection.sendall(b"".join(requests))
+        answers = connection.makefile("rb").read()
+    assert re.findall(rb'"id":(\d+)', answers) == [b"%d" % number for number in range(10, 30)]
+
+
+TWICE = {
+    "method": '{"jsonrpc":"2.0","id":1,"method":"ping","method":"tools/list"}',
+    "id": '{"jsonrpc":"2.0","id":1,"id":2,"method":"ping"}',
+    "name": '{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"chat","name":"list_models"}}',
+    "escaped": '{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"chat","n\\u0061me":"list_models"}}',
+    "model": '{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"arguments":{"model":"a","model":"b"}}}',
+    "odd lane": '{"jsonrpc":"2.0","id":1,"method":"resources/list","params":{},"params":{"_meta":{}}}',
+    "nested": '{"jsonrpc":"2.0","id":1,"method":"ping","params":{"_meta":{"x":[[{"y":1,"y":2}]]}}}',
+}
+
+
+@pytest.mark.parametrize("body", TWICE.values(), ids=TWICE)
+def test_a_key_twice_is_refused_and_recorded(bridge: Bridge, body: str) -> None:
+    status, text, _ = bridge.http("/mcp", method="POST", headers=HEADERS, data=body.encode())
+    assert (status, "the same key twice" in text) == (400, True)
+    assert records(bridge.log.read_text())[-1]["status"] == 400
+
+
+@pytest.mark.parametrize("name", ["ch\0at", "chat\0", "chat\n", "chat\x7f", "chat\u2028", "ch\ud800at", "x" * 60_000])
+def test_names_that_hold_anything_else_than_letters_lead_nowhere(bridge: Bridge, name: str) -> None:
+    before = len(records(bridge.log.read_text()))
+    for params, outcome in (
+        ({"name": name, "arguments": {"message": "ping"}}, "unknown_tool"),
+        ({"name": "chat", "arguments": {"message": "ping", "model": name}}, "unknown_model"),
+    ):
+        body = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}).encode()
+        status, text, _ = bridge.http("/mcp", method="POST", headers=HEADERS, data=body)
+        result = json.loads(text)["result"]
+        assert (status, result["isError"]) == (200, True)
+        assert len(text) < 2000
+        assert result["content"][0]["text"].isprintable()
+        record = records(bridge.log.read_text())[-1]
+        assert record["outcome"] in {outcome, "bad_arguments"}
+        assert record["model"] == "-"
+    assert len(records(bridge.log.read_text())) == before + 2
+
+
 @pytest.mark.parametrize("method", ["GET", "DELETE", "PUT"])
 def test_other_methods_are_refused_and_do_not_hang(bridge: Bridge, method: str) -> None:
     status, text, headers = bridge.http("/mcp", method=method, headers=HEADERS)

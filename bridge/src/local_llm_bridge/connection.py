@@ -31,7 +31,7 @@ _LINGER_S = 5.0
 A client that still sends sees the answer only if the connection stays.
 """
 _MOST_CONNECTIONS = 4096
-_MOST_PIPELINED = 16
+_MOST_PIPELINED = 64
 """How many requests may wait behind one that is being answered, on one connection."""
 _TOO_LARGE = (
     b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-type: text/plain\r\n"
@@ -119,6 +119,10 @@ class Connection(HttpToolsProtocol):
         if len(self.pipeline) >= _MOST_PIPELINED:
             self.transport.close()
             return
+        if b"://" in self.url and not self.url.startswith(b"/"):
+            # What the target says counts, whatever the header (RFC 9112, 3.2.2).
+            others = [header for header in self.headers if header[0] != b"host"]
+            self.headers[:] = [*others, (b"host", self.url.partition(b"://")[2].partition(b"/")[0])]
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:

@@ -8,7 +8,7 @@ import os
 import re
 import socket
 from typing import TYPE_CHECKING
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
 from local_llm_bridge.asgi import Response, text
 from local_llm_bridge.audit import NOBODY, Caller
@@ -31,6 +31,9 @@ log = logging.getLogger(__name__)
 ID_HEADER = "x-request-id"
 _LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 _LOOPBACK_PEERS = ("127.0.0.1", "::1")
+_ORIGIN = re.compile(
+    r"(?:null)?|[A-Za-z][A-Za-z0-9+.-]*://(?P<host>(?:\[[0-9A-Fa-f:.]+\]|[!-.0-9;-?A-~]+)(?::\d{1,5})?)"
+)
 _MESSAGES_PER_CALL = 10
 """How many requests of any kind a developer may send for each call that a minute allows.
 
@@ -141,11 +144,10 @@ class Door:
         if not self._accepts(host):
             return self._stranger(host)
         if origin is not None:
-            try:
-                netloc = urlsplit(origin).netloc
-            except ValueError:
-                return text(400, f"The Origin {origin[:100]!r} is malformed. Send the page's scheme, host and port.")
-            if not self._accepts(netloc):
+            page = _ORIGIN.fullmatch(origin)
+            if not page:
+                return text(400, f"The Origin {origin[:100]!r} is malformed. Send scheme, host and port of the page.")
+            if not self._accepts(page["host"] or ""):
                 return text(403, f"Web pages of {origin[:100]!r} may not call this bridge.")
         developer = self._directory.developer_of(headers.get("authorization"), headers.get(NAME_HEADER))
         if not developer:

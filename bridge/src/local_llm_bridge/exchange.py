@@ -38,6 +38,8 @@ _EVENT_STREAM = [
     (b"x-accel-buffering", b"no"),
 ]
 
+_PAUSES = 2
+"""How much longer than parsing a large body, some 30 ms for the largest, the pause before the next one is."""
 _LISTEN = "subscriptions/listen"
 _MOST_STREAMS = 32
 """How many streams that wait for new tools one developer may have: one for each session of Claude Code."""
@@ -59,7 +61,7 @@ class Exchange:
         self._sdk = sdk
         self._receiver = Receiver(Rate(requests_per_minute))
         self._streams = AtOnce(_MOST_STREAMS)
-        self._parsing = asyncio.Lock()  # the largest take some 30 ms each
+        self._parsing = asyncio.Lock()
 
     async def __call__(self, scope: Scope, headers: Mapping[str, str], receive: Receive, send: Send) -> None:
         """Answer one request; `scope["caller"]` says whose, `scope["model"]` who answers if it names no model.
@@ -71,12 +73,7 @@ class Exchange:
         body = await self._receiver.receive(receive, headers, developer)
         if body is None:
             return  # the client has gone
-        if len(body) > SMALL_BODY:
-            async with self._parsing:
-                message = parse(body)
-                await asyncio.sleep(0)  # whatever else there is to do comes before the next one
-        else:
-            message = parse(body)
+        message = await self._parse_large(body) if len(body) > SMALL_BODY else parse(body)
         method = message.get("method") if isinstance(message, dict) else None
         if len(body) > SMALL_BODY and method != "tools/call":
             raise RefusedRequestError(413, f"Only tools/call may have more than {SMALL_BODY} bytes. Send less.")
@@ -98,6 +95,16 @@ class Exchange:
             await self._call(request, scope, receive, send)
         else:
             await _json(self._express.answer(request)).send(send)
+
+    async def _parse_large(self, body: bytes) -> object:
+        """Parse a large body: one after the other, with pauses in which everybody else is served."""
+        loop = asyncio.get_running_loop()
+        await self._parsing.acquire()
+        started = loop.time()
+        try:
+            return parse(body)
+        finally:
+            loop.call_later(_PAUSES * (loop.time() - started), self._parsing.release)
 
     async def _listen(self, size: int, scope: Scope, receive: Receive, send: Send) -> None:
         if size > _LISTEN_BODY:

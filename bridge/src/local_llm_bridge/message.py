@@ -15,6 +15,8 @@ MOST_VALUES = 20_000
 """How many values a message may have, texts and lists and their elements. The largest of real clients have hundreds."""
 _LEAST_BYTES = 2
 """What a value takes at least in JSON, its comma included."""
+_BEGINNING = 2**18
+"""Bytes after which most of those that have too many values have shown it, at a tenth of the cost."""
 
 
 def parse(body: bytes) -> object:
@@ -24,6 +26,7 @@ def parse(body: bytes) -> object:
         RefusedRequestError: it is not JSON, has a key twice or too many values.
     """
     if len(body) > MOST_VALUES * _LEAST_BYTES:
+        _refuse_many(body[:_BEGINNING])
         _refuse_many(body)
     try:
         return _DECODER.decode(body.decode())  # of bytes, json would guess the encoding
