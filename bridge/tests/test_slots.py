@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from local_llm_bridge import limits
 from local_llm_bridge.errors import QueueFullError, RateLimitError
 from local_llm_bridge.limits import Rate, Slots
-from tests.services import MODEL, FakeEngine, events, piece, records, serving, text_of, wait_for
+from tests.services import MODEL, FakeEngine, events, piece, records, request_of, serving, text_of, wait_for
 
 if TYPE_CHECKING:
     import socket
@@ -307,7 +307,10 @@ class CountingEngine(FakeEngine):
             self.open += 1
             self.most = max(self.most, self.open)
         try:
-            super()._handle(connection)
+            self.requests.append(request_of(connection))
+            assert self.hold is not None
+            self.hold.wait(60)
+            connection.sendall(self.reply)
         finally:
             with self.lock:
                 self.open -= 1

@@ -186,7 +186,7 @@ def beside(bridge: Bridge) -> Iterator[Neighbour]:
         noticed = bob.ninth_of_ten(before)
     log.info("bob's wait: %.0f ms when all is quiet, %.0f ms beside the attack", quiet * 1000, noticed * 1000)
     assert bob.statuses == {200}
-    assert noticed < 10 * quiet + 0.5
+    assert noticed < 10 * quiet + 1
 
 
 @pytest.fixture
