@@ -25,6 +25,7 @@ from pydantic import (
     model_validator,
 )
 
+from local_llm_bridge import proxy
 from local_llm_bridge.errors import ConfigError
 from local_llm_bridge.router import GUIDE_RULES, Rule
 from local_llm_bridge.texts import kind as kind_of
@@ -32,6 +33,8 @@ from local_llm_bridge.texts import printable, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+
+    from local_llm_bridge.proxy import Proxy
 
 DEFAULT_URL = "http://127.0.0.1:8000/v1"
 # Claude Code gives up on an HTTP call after 5 minutes without a sign of life: the bridge has to speak before that.
@@ -63,6 +66,8 @@ class Engine:
     """How many requests it is sent at once."""
     queue: int = DEFAULT_QUEUE
     """How many calls may wait for it."""
+    proxy: Proxy | None = None
+    """What it is reached through; None: nothing."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +123,12 @@ def _http_url(value: str) -> str:
     if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.fragment:
         raise ValueError(f"found {value!r}; wanted http(s)://host[:port][/v1]")
     _ = parts.port  # raises ValueError when it is not a port
+    try:
+        parts.hostname.encode("idna")
+    except UnicodeError:
+        raise ValueError(
+            f"found {value!r:.200}, in which the host is no name: a part of it is empty or too long"
+        ) from None
     path = parts.path.rstrip("/")
     if not re.search(r"/v\d+$", path):
         path += "/v1"
@@ -355,6 +366,8 @@ def _shared(path: Path, file: _Shared, *, read_keys: bool) -> dict[str, Any]:
                 good_at=tuple(model.good_at),
                 concurrency=model.concurrency,
                 queue=model.queue,
+                # The environment of whoever checks a file is not the service's.
+                proxy=proxy.for_url(model.url) if read_keys else None,
             )
             for model in file.models
         ),
@@ -413,7 +426,7 @@ def from_environment(environment: Mapping[str, str]) -> Settings:
     timeout_ms = _number("OPENAI_TIMEOUT", first("OPENAI_TIMEOUT")[1], 1000, 3_600_000, "milliseconds")
     max_retries = _number("OPENAI_MAX_RETRIES", first("OPENAI_MAX_RETRIES")[1], 0, 10, "repetitions")
     return Settings(
-        engines=(Engine(name=model, url=url, api_key=key),),
+        engines=(Engine(name=model, url=url, api_key=key, proxy=proxy.for_url(url)),),
         timeout_s=DEFAULT_TIMEOUT_S if timeout_ms is None else timeout_ms / 1000,
         max_retries=DEFAULT_MAX_RETRIES if max_retries is None else max_retries,
         tools_dir=Path(tools_dir) if tools_dir else None,

@@ -13,8 +13,6 @@ import itertools
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
-from urllib.request import getproxies, proxy_bypass
 
 from pydantic_core import from_json
 
@@ -112,9 +110,6 @@ class EngineClient:
         }
         if engine.api_key:
             self._headers["Authorization"] = f"Bearer {engine.api_key}"
-        parts = urlsplit(engine.url)
-        bypassed = proxy_bypass(parts.hostname or "")
-        self._proxy = None if bypassed else getproxies().get(parts.scheme)
         self._session: aiohttp.ClientSession | None = None
         self._ending: set[asyncio.Task[None]] = set()
 
@@ -352,13 +347,15 @@ class EngineClient:
                 auto_decompress=False,
                 cookie_jar=aiohttp.DummyCookieJar(),
             )
+        proxy = self._engine.proxy
         send = functools.partial(
             self._session.request,
             request.method,
             URL(request.url, encoded=True),
             data=request.body,
             headers=None if request.request_id == NOBODY else {"X-Request-ID": request.request_id},
-            proxy=self._proxy,
+            proxy=proxy.url if proxy else None,
+            proxy_auth=aiohttp.BasicAuth(*proxy.auth, encoding="utf-8") if proxy and proxy.auth else None,
             allow_redirects=False,
         )
         while True:

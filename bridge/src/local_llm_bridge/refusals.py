@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from pydantic_core import from_json, to_json
 
+from local_llm_bridge.connection_errors import described, proxy_answered, refused_by_proxy
 from local_llm_bridge.errors import (
     EngineAnswerError,
     EngineBusyError,
@@ -32,6 +33,10 @@ if TYPE_CHECKING:
 QUOTE = 300
 """Most of an engine's own words that is passed on, in characters."""
 ADDRESS_HINT = "The address is set by models[].url (serve) or LOCAL_API_URL (stdio)."
+_TLS_HINTS = {
+    "http": " If it speaks TLS, write https:// in its address.",
+    "https": " If it wants a TLS certificate from its clients: the bridge has none.",
+}
 _KEY_HINT = "The key is set by models[].api_key_file (serve) or OPENAI_API_KEY_FILE (stdio)."
 _READ = 4096  # the part of a refusal's text that is looked at, in characters
 _PLACES = ("error", "detail", "details", "message", "msg", "errors", "error_description", "reason", "title")
@@ -89,6 +94,8 @@ def refused(status: int, headers: Mapping[str, str], body: bytes, engine: Engine
     words = "" if "content-encoding" in headers else without_key(words_of(body), engine.api_key)
     code = f"HTTP {status}{': ' if words else ''}{words}"
     where = f"The model server at {engine.url}"
+    if engine.proxy and proxy_answered(status, headers, body):
+        return EngineDownError(refused_by_proxy(engine.proxy, engine.url, code), engine.name)
     if 300 <= status < 400:  # noqa: PLR2004
         return EngineRefusedError(
             f"{where} redirects {_target(headers.get('location', ''))}(HTTP {status}), and the bridge follows no "
@@ -121,6 +128,10 @@ def unreachable(error: Exception, engine: Engine) -> EngineError:
     import aiohttp  # noqa: PLC0415 - not needed to start
 
     where = f"The model server at {engine.url}"
+    if words := described(error, engine.url, engine.proxy):
+        return EngineDownError(f"{words} {ADDRESS_HINT}", engine.name)
+    if engine.proxy:
+        where = f"The proxy {engine.proxy.name}, or the model server at {engine.url} behind it,"
     if isinstance(error, TimeoutError):
         return EngineDownError(
             f"{where} cannot be reached: no answer in time. Is its host up? {ADDRESS_HINT}", engine.name
@@ -132,7 +143,7 @@ def unreachable(error: Exception, engine: Engine) -> EngineError:
     if isinstance(error, aiohttp.ClientConnectionError) and not isinstance(error, aiohttp.ClientConnectorError):
         return EngineDownError(
             f"{where} hung up before it answered: {cause(error)}. It may have died of what it was asked, so it was not "
-            "asked again: look at its log.",
+            f"asked again: look at its log.{_TLS_HINTS[urlsplit(engine.url).scheme]}",
             engine.name,
         )
     return EngineDownError(f"{where} cannot be reached: {cause(error)}. Is it running? {ADDRESS_HINT}", engine.name)
