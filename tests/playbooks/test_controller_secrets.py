@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import json
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from typing import Any
 import controller_secrets as secrets
 import pytest
 
+PROJECT = Path(__file__).resolve().parents[2]
 CERTIFICATE = "/etc/local-llm-gateway/door.pem"
 MAP = "/etc/local-llm-gateway/developers.map"
 
@@ -154,6 +157,23 @@ def test_a_folder_of_somebody_else_is_refused(fleet: Path, gateways: list[dict[s
         fleet.chmod(0o700)
     assert "The private CA cannot be read: [Errno 13]" in ca
     assert "fleet_tokens cannot be read: [Errno 13]" in tokens
+
+
+@pytest.mark.parametrize("has_ca", [False, True])
+def test_a_gateway_that_cannot_be_reached_hides_nothing(tmp_path: Path, has_ca: bool) -> None:
+    """It is the host that asks for all; with the CA on this controller the play goes on to the others."""
+    if has_ca:
+        make_ca(tmp_path / "ca")
+    silent = {"ansible_connection": "ssh", "ansible_host": "127.0.0.1", "ansible_port": 1}
+    here = {"ansible_connection": "local", "ansible_become": False, "ansible_python_interpreter": sys.executable}
+    fleet = {"fleet_secrets": str(tmp_path), "fleet_developers": []}
+    inventory = tmp_path / "hosts.json"
+    hosts = {"gateway1": silent, "gateway2": here}
+    inventory.write_text(json.dumps({"gateways": {"hosts": hosts}, "all": {"vars": fleet}}))
+    argv = ["ansible-playbook", f"--inventory={inventory}", "playbooks/gateway.yml", "--tags=none"]
+    done = subprocess.run(argv, cwd=PROJECT, capture_output=True, text=True, check=False)
+    assert ("gateway1 cannot be asked" in done.stdout) != has_ca
+    assert ("TASK [Refuse a host without systemd]" in done.stdout) == has_ca
 
 
 def test_tokens_of_the_first_controller_do_not_end(tmp_path: Path) -> None:
