@@ -125,8 +125,7 @@ class Session:
     async def receive(self, line: bytes) -> None:
         """Take in one line."""
         try:
-            # Of bytes, json would guess the encoding. PowerShell begins what it pipes with a byte order mark.
-            message = json.loads(line.removeprefix(codecs.BOM_UTF8).decode())
+            message = json.loads(line.decode())  # of bytes, json would guess the encoding
         except UnicodeDecodeError:
             self._refuse(-32700, "Parse error: the line is not UTF-8")
             return
@@ -288,12 +287,14 @@ async def _lines() -> AsyncIterator[bytes]:
         StreamError: it cannot be read.
     """
     lines = _lines_of_pipe() if _is_pipe(0) else _lines_of_file()
+    mark = codecs.BOM_UTF8  # PowerShell begins with one what it pipes
     try:
         async for line in lines:
             if len(line) > LONGEST_LINE:
                 log.error("a line is longer than %d bytes: the conversation ends", LONGEST_LINE)
                 return
-            yield line
+            yield line.removeprefix(mark)
+            mark = b""
     except OSError as error:
         raise StreamError(f"standard input cannot be read: {error.strerror}") from None
 
