@@ -25,6 +25,9 @@ import yaml
 from mcp import Client, StdioServerParameters, stdio_client
 from mcp.client.streamable_http import streamable_http_client
 
+from local_llm_bridge.calls import Call, Calls
+from local_llm_bridge.config import Engine, Settings
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping
     from email.message import Message
@@ -129,6 +132,16 @@ def answer(status: str, kind: str, body: str) -> bytes:
 def piece(text: str, finish_reason: str | None = None) -> dict[str, Any]:
     """Return one event of a chat completion."""
     return {"choices": [{"index": 0, "delta": {"content": text}, "finish_reason": finish_reason}]}
+
+
+def delta(finish_reason: object = None, **content: object) -> dict[str, Any]:
+    """Return one event of a chat completion with anything in it."""
+    return {"choices": [{"index": 0, "delta": content, "finish_reason": finish_reason}]}
+
+
+def usage(prompt: object, completion: object, **more: object) -> dict[str, Any]:
+    """Return the last event of a stream: how many tokens it took."""
+    return {"choices": [], "usage": {"prompt_tokens": prompt, "completion_tokens": completion, **more}}
 
 
 @dataclass
@@ -292,6 +305,29 @@ def piped(lines: str, **environment: str) -> tuple[list[dict[str, Any]], subproc
         env={"PATH": os.environ["PATH"], **environment},
     )
     return [json.loads(line) for line in done.stdout.splitlines()], done
+
+
+async def asked(*calls: Call, reply: bytes | FakeEngine, **settings: Any) -> list[dict[str, Any]]:  # noqa: ANN401 - of any type
+    """Make calls one after another in this process, in front of an engine that answers so; gives the results.
+
+    Args:
+        calls: of the tools.
+        reply: what the engine answers, or the engine.
+        settings: of the bridge; `engine` are those of its model.
+    """
+    engine = reply if isinstance(reply, FakeEngine) else FakeEngine(reply)
+    with engine.running() as url:
+        model = Engine(**{"name": "m", "url": url, **settings.pop("engine", {})})
+        running = Calls(Settings(engines=(model,), **{"max_retries": 0, **settings}))
+        try:
+            return [await running.run(call) for call in calls]
+        finally:
+            await running.close()
+
+
+def wire_texts(result: Mapping[str, Any]) -> list[str]:
+    """Return the texts of a result as it goes over the wire."""
+    return [content["text"] for content in result["content"]]
 
 
 def texts_of(result: CallToolResult) -> list[str]:

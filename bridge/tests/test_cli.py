@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,11 +21,13 @@ from tests.services import (
     FakeEngine,
     answer,
     configuration,
+    delta,
     events,
     free_port,
     piece,
     piped,
     request_of,
+    usage,
 )
 
 if TYPE_CHECKING:
@@ -92,6 +95,14 @@ class Listing(FakeEngine):
         models = json.dumps({"data": [{"id": MODEL, "max_model_len": 32768}]})
         asked = request_of(connection)
         connection.sendall(self.reply if asked else answer("200 OK", "application/json", models))
+
+
+class Buffered(Listing):
+    """Stands for an engine behind a proxy that keeps an answer until it is whole."""
+
+    def _handle(self, connection: socket.socket) -> None:
+        time.sleep(1.1)  # so long it takes to write it
+        super()._handle(connection)
 
 
 class TestDoctor:
@@ -186,14 +197,36 @@ class TestDoctor:
         assert "tool calling" in failed(found)
         assert found["tool calling"]["found"] == "the model was given a tool, and wrote '42'"
 
-    def test_an_answer_that_comes_all_at_once(self, environment: dict[str, str]) -> None:
+    def test_an_answer_that_something_keeps_until_it_is_whole(self, environment: dict[str, str]) -> None:
         whole = events(*[piece(f"{number} ") for number in range(20)], piece("", "stop"))
-        with Listing(whole).running() as url:
+        with Buffered(whole).running() as url:
             found = doctor(environment={**environment, "LOCAL_API_URL": url})
-        assert "streaming" in failed(found)
+        assert failed(found) == ["streaming"]
         assert "20 tokens in 1 pieces" in found["streaming"]["found"]
         assert "buffering" in found["streaming"]["todo"]
         assert found["context"]["found"] == "the engine has 32768 tokens"
+
+    def test_pieces_that_only_arrive_together_are_no_fault(self, environment: dict[str, str]) -> None:
+        """Over TLS, and through a proxy, what a quick engine writes within milliseconds is one packet by chance."""
+        whole = events(*[piece(f"{number} ") for number in range(20)], piece("", "stop"))
+        with Listing(whole).running() as url:
+            found = doctor(environment={**environment, "LOCAL_API_URL": url})
+        assert failed(found) == []
+        assert "too quick to show" in found["streaming"]["found"]
+
+    def test_a_model_that_never_stops_thinking(self, environment: dict[str, str]) -> None:
+        with Listing(events(delta(reasoning="s "), delta("length"), usage(10, 512))).running() as url:
+            found = doctor(environment={**environment, "LOCAL_API_URL": url})
+        assert failed(found) == ["completion"]
+        assert "spent 512 tokens on thinking" in found["completion"]["found"]
+        assert "LOCAL_LLM_MAX_TOKENS" in found["completion"]["todo"]
+
+    def test_a_model_that_thinks_and_answers(self, environment: dict[str, str]) -> None:
+        reply = events(delta(reasoning="hm hm "), piece("pong", "stop"), usage(10, 10))
+        with Listing(reply).running() as url:
+            found = doctor(environment={**environment, "LOCAL_API_URL": url})
+        assert failed(found) == []
+        assert found["completion"]["found"].endswith("6 tokens of it thinking")
 
     def test_the_operators_tools(self, environment: dict[str, str], tmp_path: Path) -> None:
         tool = {"name": "greet", "description": "Greet", "template": "Hello"}

@@ -86,7 +86,7 @@ def test_a_url_may_end_in_v1_or_not(url: str, wanted: str) -> None:
         (change("models.0.api_key", SECRET), ["models.0.api_key: unknown key", "did you mean 'api_key_file'?"]),
         (change("models", []), ["models: found a list", "at least 1 item"]),
         (change("models.0", {"name": "coder"}), ["models.0.url: missing", "models.0.context: missing"]),
-        (change("models.0.name", "two words"), ["models.0.name: found 'two words'"]),
+        (change("models.0.name", "two\nlines"), ["models.0.name: found 'two\\nlines'; wanted a name of 1 to 256"]),
         (change("models.0.url", "model1:8000"), ["models.0.url: found 'model1:8000'; wanted http(s)://host"]),
         (change("models.0.url", f"http://u:{SECRET}@e/v1"), ["models.0.url: must not hold a user or password"]),
         (change("models.0.url", "http://e:99999"), ["models.0.url: Port out of range"]),

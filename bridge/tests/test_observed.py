@@ -13,8 +13,9 @@ import anyio
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from local_llm_bridge.answer import Completion
 from local_llm_bridge.audit import Caller, Record
-from local_llm_bridge.backend import Backend, Completion
+from local_llm_bridge.backend import Backend
 from local_llm_bridge.calls import Calls
 from local_llm_bridge.config import Developer, Engine, ServeSettings, Settings
 from local_llm_bridge.door import Door

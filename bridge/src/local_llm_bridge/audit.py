@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from local_llm_bridge.backend import Completion
+    from local_llm_bridge.answer import Completion
 
 log = logging.getLogger(__name__)
 

@@ -9,25 +9,27 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import aclosing
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic_core import to_json
 
+from local_llm_bridge import context, failures
+from local_llm_bridge.answer import DEADLINE, OVERLONG, Answer, Completion, ReportedError, receive
 from local_llm_bridge.audit import NOBODY
 from local_llm_bridge.cache import Cache
-from local_llm_bridge.engine import ADDRESS_HINT, QUOTE, BrokenStreamError, EngineClient
+from local_llm_bridge.engine import ADDRESS_HINT, BrokenStreamError, EngineClient
 from local_llm_bridge.errors import (
     EngineAnswerError,
     EngineError,
-    EngineInterruptedError,
+    EngineKeyError,
     EngineRefusedError,
-    EngineTimeoutError,
     TooLongError,
     UnknownModelError,
 )
 from local_llm_bridge.limits import Slots
-from local_llm_bridge.router import Choice, Router
+from local_llm_bridge.router import Choice, Router, same_name
+from local_llm_bridge.tool_calls import TooManyCallsError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -50,19 +52,22 @@ class Request:
         model: which model; None: the router chooses.
         good_at: the strength that the router looks for before it looks at the text.
         temperature: 0 … 2.
-        max_tokens: longest answer in tokens; less if the context has less room.
+        max_tokens: longest answer in tokens, thoughts included; less if the context has less room.
+        insists: whether `max_tokens` goes before the model's own setting.
         tools: functions that the model may call, as OpenAI has them.
         fresh: whether the answer must be a new one.
         developer: who asks.
         request_id: what the engine is told of where the question comes from.
         deadline: when the answer has to be there, by time.monotonic(), in seconds; None: after the time for one call.
         progress: is told the number of tokens so far.
+        no_calls: what to do if the model calls functions although it has none.
     """
 
     messages: Sequence[Message]
     model: str | None
     temperature: float
     max_tokens: int
+    insists: bool = False
     good_at: str | None = None
     tools: Sequence[Mapping[str, Any]] = ()
     fresh: bool = False
@@ -70,24 +75,7 @@ class Request:
     request_id: str = NOBODY
     deadline: float | None = None
     progress: Callable[[int], None] | None = None
-
-
-@dataclass(frozen=True)
-class Completion:
-    """A model's answer."""
-
-    text: str
-    model: str
-    finish_reason: str
-    """OpenAI's `stop`, `length`, `tool_calls` …, or `deadline`: the bridge ended it."""
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    tool_calls: tuple[dict[str, Any], ...] = ()
-    routing: str = ""
-    """Why this model."""
-    first_token_s: float | None = None
-    """Seconds from the request to the first piece of the answer."""
-    cached: bool = False
+    no_calls: str = "It has been given none: ask in another way, or ask another model."
 
 
 @dataclass(frozen=True)
@@ -102,53 +90,11 @@ class State:
     queued: int
 
 
-class _ReportedError(Exception):
-    """The engine reported an error in the middle of its stream."""
+class _Body(NamedTuple):
+    """A request as the engine gets it."""
 
-
-@dataclass
-class _Answer:
-    """An answer as it grows."""
-
-    started: float
-    pieces: list[str] = field(default_factory=list)
-    tool_calls: dict[int, dict[str, Any]] = field(default_factory=dict)
-    finish_reason: str | None = None
-    usage: dict[str, int] = field(default_factory=dict)
-    tokens: int = 0
-    first_token_s: float | None = None
-
-    def add(self, event: Any) -> None:  # noqa: ANN401 - it came over the wire
-        """Take in one event; anything but a completion's raises ValueError, TypeError, KeyError and the like."""
-        if error := event.get("error"):
-            raise _ReportedError(str(error.get("message") if isinstance(error, dict) else error))
-        if usage := event.get("usage"):
-            self.usage = usage
-        if not (choices := event["choices"]):
-            return
-        choice = choices[0]
-        delta = choice["delta"]
-        if text := delta.get("content"):
-            self.pieces.append(str(text))
-            self.tokens += 1
-            if self.first_token_s is None:
-                self.first_token_s = time.monotonic() - self.started
-        if parts := delta.get("tool_calls"):
-            for part in parts:
-                self._add_tool_call(part)
-        if reason := choice.get("finish_reason"):
-            self.finish_reason = reason
-
-    def _add_tool_call(self, part: dict[str, Any]) -> None:
-        """A call comes in pieces: its name first, then its arguments as bits of JSON text."""
-        index = part.get("index") or 0
-        empty = {"id": "", "type": "function", "function": {"name": "", "arguments": ""}}
-        call = self.tool_calls.setdefault(index, empty)
-        call["id"] = part.get("id") or call["id"] or f"call_{index}"
-        function = part.get("function") or {}
-        call["function"]["name"] += function.get("name") or ""
-        call["function"]["arguments"] += function.get("arguments") or ""
-        self.tokens += 1
+    json: bytes
+    max_tokens: int
 
 
 class Backend:
@@ -171,6 +117,8 @@ class Backend:
         self._probed_at = float("-inf")
         self._probe: dict[str, str | None] = {}
         self._probing = asyncio.Lock()
+        self._contexts: dict[str, int] = {}
+        """Lengths of contexts, in tokens, as the engines told them."""
 
     async def complete(self, request: Request) -> Completion:
         """Have a model continue a conversation.
@@ -181,24 +129,24 @@ class Backend:
             QueueFullError: too many are waiting for the model.
             EngineError: the engine failed; its text holds what had been received.
         """
-        answer = _Answer(time.monotonic())
+        answer = Answer()
         choice: Choice | None = None
         if request.deadline is None:
             request = replace(request, deadline=time.monotonic() + self.timeout_s)
         try:
             async with asyncio.timeout(self._left(request)):
                 choice = await self._choose(request)
-                body = _body(choice.engine, request)
-                return await self._answer(request, choice, body, answer)
+                return await self._answer(request, choice, answer)
         except TimeoutError:
-            if answer.pieces and choice:
-                return _completion(choice, replace(answer, finish_reason="deadline", tool_calls={}))
-            where = f"model {choice.engine.name} at {choice.engine.url}" if choice else "model server"
-            raise EngineTimeoutError(
-                f"The {where} wrote nothing within {self.timeout_s:g} s. Is it busy with others? Ask for less at once, "
-                "or raise timeout_s (serve) or OPENAI_TIMEOUT (stdio).",
-                choice.engine.name if choice else None,
-            ) from None
+            if choice is None:
+                raise failures.silent(self.engines[0], self.timeout_s) from None
+            answer.finish_reason = DEADLINE
+            completion = answer.completion(choice.engine.name or "", choice.reason)
+            if completion.text.strip():
+                return replace(completion, tool_calls=())
+            if completion.thoughts:
+                raise failures.only_thoughts(completion, self.timeout_s) from None
+            raise failures.silent(choice.engine, self.timeout_s, answer.tokens) from None
 
     async def readiness(self) -> dict[str, str | None]:
         """Ask every engine whether it serves its model; per model None or the reason why it is not ready."""
@@ -243,6 +191,8 @@ class Backend:
         wanted = request.model
         if engines[0].name is None:
             engines = await self._listed()
+            if not engines:
+                raise UnknownModelError(f"The model server at {self.engines[0].url} serves no model: load one there.")
             if wanted is None and len(engines) != 1:
                 raise UnknownModelError(
                     f"The model server at {self.engines[0].url} lists {len(engines)} models "
@@ -254,158 +204,181 @@ class Backend:
             text = next((m["content"] for m in reversed(request.messages) if m["role"] == "user"), "")
             return self._router.choose(text, request.good_at)
         for engine in engines:
-            if engine.name == wanted:
+            if same_name(engine.name or "", wanted):
                 return Choice(engine, "asked for by name")
         raise UnknownModelError(f"There is no model {wanted[:100]!r}. Known: {_names(engines)}.")
 
     async def _listed(self) -> tuple[Engine, ...]:
         """Ask an engine that was configured without a model which ones it has."""
-        names = await self._clients[None].models()
-        return tuple(replace(self.engines[0], name=name) for name in names)
+        engine = self.engines[0]
+        try:
+            names = await self._clients[None].models()
+        except EngineKeyError:
+            raise
+        except (EngineRefusedError, EngineAnswerError) as error:
+            raise type(error)(
+                f"No model is named, and {engine.url}/models does not list any: name one in MODEL_NAME. {ADDRESS_HINT}"
+            ) from None
+        return tuple(replace(engine, name=name) for name in dict.fromkeys(names))
 
     def _slots_of(self, engine: Engine) -> Slots:
         return self.slots.get(engine.name or "") or self.slots[""]
 
-    async def _answer(self, request: Request, choice: Choice, body: bytes, answer: _Answer) -> Completion:
+    async def _answer(self, request: Request, choice: Choice, answer: Answer) -> Completion:
+        engine = choice.engine
+        body = _body(engine, request, self._limit(engine, request))
         if request.fresh:
             return await self._ask(request, choice, body, answer)
         owner = "" if self._cache_is_shared else request.developer
-        key = Cache.key(owner.encode(), choice.engine.url.encode(), body)
         completion, cached = await self._cache.get(
-            key,
+            Cache.key(owner.encode(), engine.url.encode(), body.json),
             lambda: self._ask(request, choice, body, answer),
-            lambda completion: completion.finish_reason in {"stop", "length", "tool_calls"},
+            lambda completion: completion.whole,
         )
         return replace(completion, cached=True) if cached else completion
 
-    async def _ask(self, request: Request, choice: Choice, body: bytes, answer: _Answer) -> Completion:
+    async def _ask(self, request: Request, choice: Choice, body: _Body, answer: Answer) -> Completion:
         engine = choice.engine
         slots = self._slots_of(engine)
         await slots.acquire(request.developer)
         answer.started = time.monotonic()
         try:
             client = self._clients.get(engine.name) or self._clients[None]
-            return await _receive(client, choice, body, answer, request)
+            try:
+                await _gather(client, engine, request, body, answer)
+            except EngineRefusedError as error:
+                room = await self._room_after(client, engine, request, body.max_tokens, str(error))
+                if room is None:
+                    raise
+                body = _body(engine, request, room)
+                await _gather(client, engine, request, body, answer)
+            remedy = _more_room(engine, request, body.max_tokens)
+            completion = answer.completion(engine.name or "", choice.reason, remedy)
+            return _checked(completion, request)
         finally:
             slots.release(time.monotonic() - answer.started)
+
+    def _limit(self, engine: Engine, request: Request) -> int:
+        """Return how long the answer may be, in tokens.
+
+        Raises:
+            TooLongError: there is no room for any.
+        """
+        wanted = _wanted(engine, request)
+        # A setting is the operator's word; what the engine said last is newer.
+        length = min(filter(None, (engine.context, self._contexts.get(engine.name or ""))), default=None)
+        if length is None:
+            return wanted
+        tokens = context.estimate(request.messages)
+        if tokens >= length:
+            raise TooLongError(
+                f"The input is about {tokens} tokens, the context of {engine.name} is {length}. "
+                "Send less: only the parts that matter, or one file at a time.",
+                engine.name,
+            )
+        return min(wanted, length - tokens)
+
+    async def _room_after(
+        self, client: EngineClient, engine: Engine, request: Request, asked: int, said: str
+    ) -> int | None:
+        """Return how long an answer can be that the engine refused for its length; None: it cannot be any."""
+        if not context.is_about_length(said):
+            return None
+        refusal = context.read_refusal(said, asked)
+        length, room = refusal.context, refusal.room
+        if length is None and room is None:
+            try:
+                length = await client.context_of(engine.name or "")
+            except EngineError:
+                return None
+        if length is not None:
+            self._contexts[engine.name or ""] = length
+            if room is None:
+                # The estimate errs on the low side, and the engine is not to refuse again.
+                room = (length - context.estimate(request.messages)) // 2
+        return room if room is not None and context.LEAST_ROOM <= room < asked else None
 
     async def _unready_because(self, engine: Engine) -> str | None:
         try:
             async with asyncio.timeout(PROBE_TIMEOUT_S):
                 names = await self._clients[engine.name].models(max_retries=0)
         except EngineError as error:
-            return str(error)
+            # Some servers answer and have no list; that the name is right only a call can tell.
+            return None if engine.name and lists_nothing(error) else str(error)
         except TimeoutError:
             return f"{engine.url} did not answer within {PROBE_TIMEOUT_S:g} s."
-        if engine.name is not None and engine.name not in names:
+        if engine.name is not None and not any(same_name(engine.name, name) for name in names):
             return f"{engine.url} does not serve {engine.name}; it serves {', '.join(names) or 'nothing'}."
         return None
 
 
-async def _receive(client: EngineClient, choice: Choice, body: bytes, answer: _Answer, request: Request) -> Completion:
+def lists_nothing(error: EngineError) -> bool:
+    """Whether an engine answered that it has no list of models."""
+    return isinstance(error, EngineRefusedError) and "(HTTP 404" in str(error)
+
+
+async def _gather(client: EngineClient, engine: Engine, request: Request, body: _Body, answer: Answer) -> None:
     """Send the request and gather the answer, so that the caller has what came if this fails."""
-    engine = choice.engine
     try:
-        events = client.stream(body, request.request_id, request.deadline, request.max_tokens)
+        events = client.stream(body.json, request.request_id, request.deadline, body.max_tokens)
         async with aclosing(events) as stream:
-            async for packet in stream:
-                for event in packet:
-                    answer.add(event)
-                if request.progress:
-                    request.progress(answer.tokens)
-    except _ReportedError as error:
-        raise _failed(engine, str(error), answer.pieces) from None
+            await receive(stream, answer, request.progress)
+    except ReportedError as error:
+        raise failures.reported(engine, str(error), answer) from None
+    except TooManyCallsError:
+        raise failures.too_many_calls(engine) from None
     except (ValueError, TypeError, KeyError, IndexError, AttributeError):
-        raise EngineAnswerError(
-            f"{engine.url} sent something that is not a chat completion. Is this an OpenAI-compatible server? "
-            f"{ADDRESS_HINT}{_rest(answer.pieces)}",
-            engine.name,
-        ) from None
+        if answer.finish_reason is None:  # what comes after the end is of no interest
+            raise failures.no_completion(engine, answer) from None
     except BrokenStreamError as error:
-        raise _interrupted(engine, str(error), answer.pieces) from None
+        raise failures.interrupted(engine, str(error), answer) from None
     if answer.finish_reason is None:
-        raise _interrupted(engine, "the stream ended without a finish reason", answer.pieces)
-    if not answer.tool_calls and not any(piece.strip() for piece in answer.pieces):
-        raise EngineAnswerError(
-            f"The model {engine.name} returned an empty answer (finish reason: {answer.finish_reason}). "
-            "Ask in another way, or try again.",
-            engine.name,
-        )
-    return _completion(choice, answer)
+        if not answer.tokens:
+            raise failures.interrupted(engine, "the stream ended without a finish reason", answer)
+        answer.finish_reason = "stop"  # `[DONE]` has come, or the stream would have broken off
 
 
-def _completion(choice: Choice, answer: _Answer) -> Completion:
-    return Completion(
-        text="".join(answer.pieces),
-        model=choice.engine.name or "",
-        finish_reason=answer.finish_reason or "",
-        prompt_tokens=answer.usage.get("prompt_tokens"),
-        completion_tokens=answer.usage.get("completion_tokens", answer.tokens or None),
-        tool_calls=tuple(answer.tool_calls[index] for index in sorted(answer.tool_calls)),
-        routing=choice.reason,
-        first_token_s=answer.first_token_s,
-    )
-
-
-def _body(engine: Engine, request: Request) -> bytes:
-    """Return the request as the engine gets it.
+def _checked(completion: Completion, request: Request) -> Completion:
+    """Return a completion that has an answer, or calls that somebody runs.
 
     Raises:
-        TooLongError: it cannot fit into the context.
+        EngineAnswerError: it has neither.
     """
-    room = _room(engine, request.messages)
+    if completion.text.strip() or (completion.tool_calls and request.tools and completion.finish_reason != OVERLONG):
+        return completion
+    if completion.finish_reason == OVERLONG:
+        raise failures.endless(completion)
+    if completion.tool_calls:
+        raise failures.only_calls(completion, request.no_calls)
+    raise failures.only_thoughts(completion) if completion.thinking_tokens else failures.empty(completion)
+
+
+def _wanted(engine: Engine, request: Request) -> int:
+    return request.max_tokens if request.insists or engine.max_tokens is None else engine.max_tokens
+
+
+def _more_room(engine: Engine, request: Request, limit: int) -> str:
+    """Say what makes room for a longer answer."""
+    if limit < _wanted(engine, request):
+        return f"send less, or give {engine.name} a longer context: it has no room for more"
+    if request.insists:
+        return "raise max_tokens of this tool"
+    return "raise max_tokens of the model (models[].max_tokens, or LOCAL_LLM_MAX_TOKENS over stdio)"
+
+
+def _body(engine: Engine, request: Request, max_tokens: int) -> _Body:
+    """Return the request as the engine gets it."""
     body: dict[str, Any] = {
         "model": engine.name,
         "messages": list(request.messages),
         "temperature": request.temperature,
-        "max_tokens": request.max_tokens if room is None else min(request.max_tokens, room),
+        "max_tokens": max_tokens,
         "stream": True,
         "stream_options": {"include_usage": True},
     }
     if request.tools:
         body["tools"] = list(request.tools)
-    return to_json(body)
-
-
-def _room(engine: Engine, messages: Sequence[Message]) -> int | None:
-    """Return how many tokens are left for the answer; None: the context's length is not known.
-
-    Raises:
-        TooLongError: nothing is left.
-    """
-    if engine.context is None:
-        return None
-    # About 4 bytes a token in English, code and Chinese alike. It errs on the low side: what only nearly fits goes to
-    # the engine, which counts exactly.
-    estimate = sum(len(str(message["content"]).encode()) for message in messages) // 4
-    if estimate >= engine.context:
-        raise TooLongError(
-            f"The input is about {estimate} tokens, the context of {engine.name} is {engine.context}. "
-            "Send less: only the parts that matter, or one file at a time.",
-            engine.name,
-        )
-    return engine.context - estimate
-
-
-def _failed(engine: Engine, message: str, received: Sequence[str]) -> EngineError:
-    """Say that the engine reported an error in the middle of its stream."""
-    if received:
-        return _interrupted(engine, message, received)
-    return EngineRefusedError(f"The model server at {engine.url} failed: {message[:QUOTE]}", engine.name)
-
-
-def _interrupted(engine: Engine, reason: str, received: Sequence[str]) -> EngineInterruptedError:
-    return EngineInterruptedError(
-        f"The model server at {engine.url} stopped in the middle of its answer ({reason[:QUOTE]}). "
-        f"Try again; if it happens again, look at the server's log.{_rest(received)}",
-        engine.name,
-    )
-
-
-def _rest(received: Sequence[str]) -> str:
-    """Return what had been received, as the end of an error's text."""
-    text = "".join(received)
-    return f"\n\nReceived until then ({len(text)} characters):\n\n{text}" if text else ""
+    return _Body(to_json(body), max_tokens)
 
 
 def _names(engines: Sequence[Engine]) -> str:

@@ -95,7 +95,7 @@ class Calls:
             result = await tool.run(context, arguments)
         except CallError as error:
             outcome, model, text = error.outcome, error.model, str(error)
-            return _wire([text], is_error=True)
+            return _wire([text, *error.notes], is_error=True)
         except asyncio.CancelledError:
             outcome = "cancelled"
             raise
@@ -159,6 +159,8 @@ def _answer(result: Result) -> Wire:
             "completion_tokens": completion.completion_tokens,
             "cached": completion.cached,
         }
+        if completion.thinking_tokens:
+            meta["thinking_tokens"] = completion.thinking_tokens
     if meta:
         wire["_meta"] = meta
     return wire

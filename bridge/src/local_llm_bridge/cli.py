@@ -32,6 +32,7 @@ environment of stdio, doctor, ask and config check, where no file is given:
                                     its key
   OPENAI_TIMEOUT                    longest time for a call, in milliseconds (default: 240000)
   OPENAI_MAX_RETRIES                repetitions of a request that got no answer (default: 2)
+  LOCAL_LLM_MAX_TOKENS              longest answer in tokens, thinking included (default: the tools' own)
   LOCAL_LLM_TOOLS_DIR               folder of your own tools, one YAML file each
   LOCAL_LLM_EXECUTE_PYTHON          1: the tool execute_python runs code in bubblewrap (default: 0)
 

@@ -46,6 +46,8 @@ DEFAULT_REQUESTS_PER_MINUTE = 120
 DEFAULT_CACHE_ENTRIES = 100
 DEFAULT_CACHE_TTL_S = 3600.0
 DEFAULT_TOOL_ROUNDS = 5
+MOST_TOKENS = 1_000_000
+_LONGEST_NAME = 256
 DEFAULT_SANDBOX_SOCKET = "/run/local-llm-sandbox.sock"
 
 
@@ -68,6 +70,8 @@ class Engine:
     """How many calls may wait for it."""
     proxy: Proxy | None = None
     """What it is reached through; None: nothing."""
+    max_tokens: int | None = None
+    """Its longest answer in tokens, thoughts included; None: the tools' own."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,8 @@ class Settings:
     requests_per_minute: int = 0
     """How many calls a developer may make; 0 means any number."""
     cache: CacheSettings = field(default_factory=CacheSettings)
+    max_tokens: Mapping[str, int] = field(default_factory=dict)
+    """By a tool's name: its longest answer in tokens, whatever the model."""
     tools_dir: Path | None = None
     """Folder of the operator's tools, one YAML file each."""
     tool_rounds: int = DEFAULT_TOOL_ROUNDS
@@ -165,14 +171,24 @@ def _pattern(value: str) -> str:
     return value
 
 
+def _model_name(value: str) -> str:
+    # What engines list: a name, a path, a file's name with blanks. It goes into log lines: nothing that cannot be seen.
+    if not value.isprintable() or value != value.strip() or not 1 <= len(value) <= _LONGEST_NAME:
+        raise ValueError(
+            f"found {shown(value)}; wanted a name of 1 to {_LONGEST_NAME} characters that can all be seen, "
+            "without blanks at its ends"
+        )
+    return value
+
+
 def _host_header(value: str) -> str:
     if not re.fullmatch(r"(\[[0-9A-Fa-f:]+\]|[A-Za-z0-9._-]+)(:\d{1,5})?", value):
         raise ValueError(f"found {value!r}; wanted host or host:port")
     return value.lower()
 
 
-# Names go into log lines, so they hold no blanks and no control characters.
-_ModelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,127}$")]
+_ModelName = Annotated[str, AfterValidator(_model_name)]
+_MaxTokens = Annotated[int, Field(ge=1, le=MOST_TOKENS)]
 DEVELOPER_NAME = r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,63}$"
 _DeveloperName = Annotated[str, StringConstraints(pattern=DEVELOPER_NAME)]
 _Strength = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]{0,31}$")]
@@ -216,6 +232,7 @@ class _Model(_Section):
     good_at: list[_Strength] = []
     concurrency: int = Field(default=DEFAULT_CONCURRENCY, ge=1, le=1024)
     queue: int = Field(default=DEFAULT_QUEUE, ge=0, le=10_000)
+    max_tokens: _MaxTokens | None = None
 
 
 class _Routing(_Section):
@@ -248,6 +265,7 @@ class _Shared(_Section):
     timeout_s: float = Field(default=DEFAULT_TIMEOUT_S, ge=1, le=3600)
     max_retries: int = Field(default=DEFAULT_MAX_RETRIES, ge=0, le=10)
     cache: _Cache = _Cache()
+    max_tokens: dict[str, _MaxTokens] = {}
     tools_dir: str | None = Field(default=None, pattern="^/")
     tool_rounds: int = Field(default=DEFAULT_TOOL_ROUNDS, ge=1, le=50)
     execute_python: ExecutePython | None = None
@@ -368,6 +386,7 @@ def _shared(path: Path, file: _Shared, *, read_keys: bool) -> dict[str, Any]:
                 queue=model.queue,
                 # The environment of whoever checks a file is not the service's.
                 proxy=proxy.for_url(model.url) if read_keys else None,
+                max_tokens=model.max_tokens,
             )
             for model in file.models
         ),
@@ -378,6 +397,7 @@ def _shared(path: Path, file: _Shared, *, read_keys: bool) -> dict[str, Any]:
         "timeout_s": file.timeout_s,
         "max_retries": file.max_retries,
         "cache": CacheSettings(file.cache.entries, file.cache.ttl_s, file.cache.shared),
+        "max_tokens": file.max_tokens,
         "tools_dir": Path(file.tools_dir) if file.tools_dir else None,
         "tool_rounds": file.tool_rounds,
         "execute_python": file.execute_python,
@@ -425,8 +445,9 @@ def from_environment(environment: Mapping[str, str]) -> Settings:
     tools_dir = first("LOCAL_LLM_TOOLS_DIR")[1]
     timeout_ms = _number("OPENAI_TIMEOUT", first("OPENAI_TIMEOUT")[1], 1000, 3_600_000, "milliseconds")
     max_retries = _number("OPENAI_MAX_RETRIES", first("OPENAI_MAX_RETRIES")[1], 0, 10, "repetitions")
+    max_tokens = _number("LOCAL_LLM_MAX_TOKENS", first("LOCAL_LLM_MAX_TOKENS")[1], 1, MOST_TOKENS, "tokens")
     return Settings(
-        engines=(Engine(name=model, url=url, api_key=key, proxy=proxy.for_url(url)),),
+        engines=(Engine(name=model, url=url, api_key=key, max_tokens=max_tokens, proxy=proxy.for_url(url)),),
         timeout_s=DEFAULT_TIMEOUT_S if timeout_ms is None else timeout_ms / 1000,
         max_retries=DEFAULT_MAX_RETRIES if max_retries is None else max_retries,
         tools_dir=Path(tools_dir) if tools_dir else None,

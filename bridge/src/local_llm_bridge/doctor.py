@@ -14,21 +14,25 @@ from typing import TYPE_CHECKING, Any
 
 from local_llm_bridge import claude_code, config
 from local_llm_bridge.audit import UNKNOWN
-from local_llm_bridge.backend import Backend, Request
+from local_llm_bridge.backend import Backend, Request, lists_nothing
 from local_llm_bridge.engine import EngineClient
-from local_llm_bridge.errors import CallError, ConfigError, EngineError, EngineKeyError
+from local_llm_bridge.errors import CallError, ConfigError, EngineError, EngineKeyError, OnlyThoughtsError
+from local_llm_bridge.router import same_name
 from local_llm_bridge.tools import Toolbox
 from local_llm_bridge.tools.tool import Context
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 
-    from local_llm_bridge.backend import Completion
+    from local_llm_bridge.answer import Completion
 
 _LONGEST_S = 60.0
 """How long one request may take, in seconds."""
 _LIST_S = 10.0
-_MOST_TOKENS = 512  # models that think before they answer need them
+_MOST_TOKENS = 2000  # what a call of chat may have, unless the model's own setting says otherwise
+_TRIES = 3
+_QUICK_S = 1.0
+"""What came in one piece within this time, in seconds, says nothing: packets that follow each other closely join."""
 _TOOL = {
     "type": "function",
     "function": {
@@ -52,6 +56,7 @@ _VARIABLES = (
     "OPENAI_API_KEY",
     "OPENAI_TIMEOUT",
     "OPENAI_MAX_RETRIES",
+    "LOCAL_LLM_MAX_TOKENS",
     "LOCAL_LLM_TOOLS_DIR",
     "LOCAL_LLM_EXECUTE_PYTHON",
 )
@@ -167,24 +172,29 @@ class _Examination:
         except TimeoutError:
             yield _bad("engine", f"{engine.url} did not answer within {_LIST_S:g} s", _HOST_HINT)
             return
+        except EngineKeyError:
+            yield _good("engine", f"{engine.url} answers")
+            yield self._bad_key()
+            return
         except EngineError as error:
-            if isinstance(error, EngineKeyError):
-                yield _good("engine", f"{engine.url} answers")
-                yield self._bad_key()
-            else:
+            if engine.name is None or not lists_nothing(error):
                 yield _bad("engine", str(error), _HOST_HINT)
-            return
-        yield _good("engine", f"{engine.url} answers")
-        model = self._model(names)
-        yield model
-        if not model.ok:
-            return
+                return
+            yield _good("engine", f"{engine.url} answers")
+            yield _open("model", f"{engine.name}; the engine has no list of models to look it up in")
+            names = [engine.name]
+        else:
+            yield _good("engine", f"{engine.url} answers")
+            model = self._model(names)
+            yield model
+            if not model.ok:
+                return
         async for finding in self._answers():
             yield finding
             if finding.ok is False and finding.check != "streaming":  # which nothing below needs
                 return
         yield await self._tool_calling()
-        yield await self._context(engine.name or names[0])
+        yield await self._context(next((name for name in names if same_name(name, engine.name or name)), names[0]))
 
     def _bad_key(self) -> Finding:
         found = "the engine refuses it" if self._engine.api_key else "the engine wants one, and none is set"
@@ -198,7 +208,7 @@ class _Examination:
             return _good("model", f"{served}, the only one")
         if wanted is None:
             return _bad("model", f"none is named, and the engine serves {served}", "Set MODEL_NAME.")
-        if wanted in names:
+        if any(same_name(wanted, name) for name in names):
             return _good("model", f"{wanted} is served")
         todo = "Name one of these in MODEL_NAME (stdio) or models[].name (serve), or have the engine serve this one."
         return _bad("model", f"{wanted} is not served; the engine serves {served}", todo)
@@ -210,23 +220,35 @@ class _Examination:
             if isinstance(error, EngineKeyError):
                 yield self._bad_key()
             else:
-                yield _bad("completion", str(error), "Look at the engine's log.")
+                todo = "Look at the engine's log."
+                if isinstance(error, OnlyThoughtsError):
+                    todo = "A model that thinks first needs longer answers: raise models[].max_tokens (serve) or "
+                    todo += "LOCAL_LLM_MAX_TOKENS (stdio), or have the engine turn its thinking off."
+                yield _bad("completion", str(error), todo)
             return
         yield _good("key", "accepted" if self._engine.api_key else "none is set, and none is wanted")
-        yield _good("completion", f"{completion.text.strip()[:40]!r} after {took_s:.2f} s")
-        try:
-            completion, took_s, counts = await self._ask("Count from 1 to 20.")
-        except CallError as error:
-            yield _bad("streaming", str(error), "Look at the engine's log.")
-            return
-        tokens, first_s = completion.completion_tokens or 0, completion.first_token_s or took_s
-        speed = f", {(tokens - 1) / (took_s - first_s):.0f} tokens/s" if tokens > 1 and took_s > first_s else ""
-        found = f"{tokens} tokens in {len(counts)} pieces, the first after {first_s:.2f} s{speed}"
-        if len(counts) == 1 and tokens > 1:
-            todo = "Something on the way keeps the answer until it is whole: turn off its buffering of responses."
-            yield _bad("streaming", found, todo)
-            return
-        yield _good("streaming", found)
+        thinking = f", {completion.thinking_tokens} tokens of it thinking" if completion.thinking_tokens else ""
+        yield _good("completion", f"{completion.text.strip()[:40]!r} after {took_s:.2f} s{thinking}")
+        yield await self._streaming()
+
+    async def _streaming(self) -> Finding:
+        """See whether pieces arrive while the answer is being written; of several tries, one is enough."""
+        quick = False
+        for _ in range(_TRIES):
+            try:
+                completion, took_s, counts = await self._ask("Count from 1 to 20.")
+            except CallError as error:
+                return _bad("streaming", str(error), "Look at the engine's log.")
+            tokens, first_s = completion.completion_tokens or 0, completion.first_token_s or took_s
+            speed = f", {(tokens - 1) / (took_s - first_s):.0f} tokens/s" if tokens > 1 and took_s > first_s else ""
+            found = f"{tokens} tokens in {len(counts)} pieces, the first after {first_s:.2f} s{speed}"
+            if len(counts) > 1 or tokens <= 1:
+                return _good("streaming", found)
+            quick = quick or took_s < _QUICK_S
+        if quick:
+            return _good("streaming", f"{found}: too quick to show whether something on the way holds pieces back")
+        todo = "Something on the way keeps the answer until it is whole: turn off its buffering of responses."
+        return _bad("streaming", found, todo)
 
     async def _tool_calling(self) -> Finding:
         needed = bool(self._settings.execute_python or self._settings.tools_dir)
@@ -235,7 +257,7 @@ class _Examination:
         except CallError as error:
             found = str(error)
         else:
-            if any(call["function"]["name"] == "get_weather" for call in completion.tool_calls):
+            if any(call.name == "get_weather" for call in completion.tool_calls):
                 return _good("tool calling", "the model calls a tool")
             found = f"the model was given a tool, and wrote {completion.text.strip()[:60]!r}"
         if not needed:

@@ -272,6 +272,7 @@ class EngineClient:
         task = asyncio.get_running_loop().create_task(_ended(response))
         self._ending.add(task)
         task.add_done_callback(self._ending.discard)
+        task.add_done_callback(lambda _: response.close())  # also if it is cancelled before it has begun
 
     async def _send(self, request: _Request, max_retries: int, deadline: float | None) -> aiohttp.ClientResponse:
         """Send a request until it is answered or retry's policy ends it."""
@@ -533,5 +534,3 @@ async def _ended(response: aiohttp.ClientResponse) -> None:
             await response.content.wait_eof()
     except (aiohttp.ClientError, OSError):
         pass  # including the time that is over
-    finally:
-        response.close()

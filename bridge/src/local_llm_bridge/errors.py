@@ -22,6 +22,7 @@ BridgeError
         ├── EngineTimeoutError
         ├── EngineInterruptedError
         └── EngineAnswerError
+            └── OnlyThoughtsError
 
 Texts are for people: what was tried, what came back, what to do. They never hold a secret.
 """
@@ -71,14 +72,16 @@ class CallError(BridgeError):
     Args:
         text: what the caller is told.
         model: name of the model that was asked, if one had been chosen.
+        notes: further texts for the caller, such as what had been received.
     """
 
     outcome: ClassVar[str] = "error"
     """Short name of this kind of failure in the log."""
 
-    def __init__(self, text: str, model: str | None = None) -> None:
+    def __init__(self, text: str, model: str | None = None, notes: tuple[str, ...] = ()) -> None:
         super().__init__(text)
         self.model = model
+        self.notes = notes
 
 
 class UnknownToolError(CallError):
@@ -173,3 +176,9 @@ class EngineAnswerError(EngineError):
     """What came back is not a chat completion."""
 
     outcome = "engine_answer"
+
+
+class OnlyThoughtsError(EngineAnswerError):
+    """The model thought until its tokens or the time were used up, or never came to its answer."""
+
+    outcome = "only_thoughts"

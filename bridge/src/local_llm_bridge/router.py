@@ -18,6 +18,7 @@ What a pattern costs grows with the text, for some of them with its square, and 
 times `c+` took more than a second.
 """
 _LONGEST_REASON = 80
+_LATEST = ":latest"
 
 # The guide's rules: code → coder, maths → general. Keywords are whole words where the script has words.
 # fmt: off
@@ -64,6 +65,11 @@ class Choice:
 
     engine: Engine
     reason: str
+
+
+def same_name(one: str, other: str) -> bool:
+    """Whether two names are the same model's: Ollama lists each with a tag and takes it without `:latest`."""
+    return one == other or one.removesuffix(_LATEST) == other.removesuffix(_LATEST)
 
 
 class Router:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from local_llm_bridge.errors import ConfigError, UnknownToolError
+from local_llm_bridge.router import same_name
 from local_llm_bridge.tools import chat, code_generation, execute_python, list_models, prompt_file
 
 if TYPE_CHECKING:
@@ -41,7 +42,13 @@ class Toolbox:
             from local_llm_bridge import sandbox  # noqa: PLC0415 - off by default
 
             run_python = execute_python.tool(sandbox.create(settings.execute_python), settings.execute_python)
-        own = (list_models.TOOL, chat.TOOL, code_generation.tool(run_python, self._rounds), run_python)
+        self._max_tokens = settings.max_tokens
+        own = (
+            list_models.TOOL,
+            chat.tool(self._max_tokens.get("chat")),
+            code_generation.tool(run_python, self._rounds, self._max_tokens.get("code_generation")),
+            run_python,
+        )
         self._own = {tool.name: tool for tool in own if tool}
         self._models = {engine.name for engine in settings.engines}
         self._shipped = [prompt_file.read(path) for path in sorted(SHIPPED.glob("*.yml"))]
@@ -115,12 +122,20 @@ class Toolbox:
                 raise file.wrong("name", f"{name!r} is a tool of the bridge itself; choose another name")
             if name in files and files[name] not in self._shipped:
                 raise file.wrong("name", f"{files[name].path} has a tool {name!r}, too")
-            if file.content.model and None not in self._models and file.content.model not in self._models:
-                known = ", ".join(str(model) for model in self._models)
-                raise file.wrong("model", f"found {file.content.model!r}; known are {known}")
+            if file.content.model and not self._has(file.content.model):
+                names = ", ".join(str(model) for model in self._models)
+                raise file.wrong("model", f"found {file.content.model!r}; known are {names}")
             file.check()
             files[name] = file
-        grantable = {**self._own, **{name: file.tool((), 0) for name, file in files.items()}}
+        asking = [*(name for name, tool in self._own.items() if "model" in tool.schema["properties"]), *files]
+        if unknown := self._max_tokens.keys() - set(asking):
+            raise ConfigError(
+                f"max_tokens: found {', '.join(sorted(unknown)):.100}; tools that ask a model are: {', '.join(asking)}"
+            )
+        grantable = {
+            **self._own,
+            **{name: file.tool((), 0, self._max_tokens.get(name)) for name, file in files.items()},
+        }
         tools = dict(self._own)
         for name, file in files.items():
             granted = []
@@ -130,8 +145,11 @@ class Toolbox:
                     raise file.wrong("tools", f"found {wanted!r}; the model may be given: {others}")
                 # Granted tools come without tools of their own, so that no model asks a model asks a model.
                 granted.append(grantable[wanted])
-            tools[name] = file.tool(granted, self._rounds)
+            tools[name] = file.tool(granted, self._rounds, self._max_tokens.get(name))
         return {name: self._with_files(tool) for name, tool in tools.items()}
+
+    def _has(self, model: str) -> bool:
+        return None in self._models or any(same_name(model, name) for name in self._models if name)
 
     def _with_files(self, tool: Tool) -> Tool:
         """Let a tool take the project's files where the bridge may read them."""

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from local_llm_bridge.answer import MOST_CHARACTERS
 from local_llm_bridge.backend import Request
 from local_llm_bridge.errors import BadArgumentsError, CallError
+from local_llm_bridge.failures import MORE_TIME
 from local_llm_bridge.tools.check import check
 from local_llm_bridge.tools.tool import Context, Result, Tool
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from local_llm_bridge.backend import Completion, Message
+    from local_llm_bridge.answer import Completion
+    from local_llm_bridge.backend import Message
+    from local_llm_bridge.tool_calls import ToolCall
 
 MODEL_ARGUMENTS: dict[str, Any] = {
     "model": {"type": "string", "description": "Default: chosen by the bridge"},
@@ -32,7 +35,8 @@ class Prompt:
         user: the question.
         system: how to answer.
         temperature: 0 … 2.
-        max_tokens: longest answer, in tokens.
+        max_tokens: longest answer in tokens, where neither the operator nor the model's settings say otherwise.
+        own_max_tokens: what the operator's settings say for this tool; None: nothing.
         model: the model's name; None: the caller or the router chooses.
         good_at: the strength that the router looks for.
     """
@@ -41,6 +45,7 @@ class Prompt:
     system: str | None = None
     temperature: float = 0.7
     max_tokens: int = 2000
+    own_max_tokens: int | None = None
     model: str | None = None
     good_at: str | None = None
 
@@ -67,7 +72,8 @@ async def ask(
         messages,
         model=arguments.get("model") or prompt.model,
         temperature=prompt.temperature,
-        max_tokens=prompt.max_tokens,
+        max_tokens=prompt.own_max_tokens or prompt.max_tokens,
+        insists=prompt.own_max_tokens is not None,
         good_at=prompt.good_at,
         fresh=bool(arguments.get("fresh")),
         developer=context.caller.developer,
@@ -83,6 +89,7 @@ async def ask(
 
 async def _converse(context: Context, request: Request, granted: dict[str, Tool], rounds: int) -> Result:
     functions = [_function(tool) for tool in granted.values()]
+    used_up = f"It may call tools {rounds} times (tool_rounds): raise that, or ask for less at once."
     messages = list(request.messages)
     ran: list[str] = []
     read = before = 0
@@ -95,7 +102,7 @@ async def _converse(context: Context, request: Request, granted: dict[str, Tool]
         # In the last round there is nothing left to call: the model has to answer.
         tools = functions if number < rounds else ()
         completion = await context.backend.complete(
-            replace(request, messages=messages, tools=tools, model=request.model, progress=progress)
+            replace(request, messages=messages, tools=tools, no_calls=used_up, progress=progress)
         )
         read += completion.prompt_tokens or 0
         before += completion.completion_tokens or 0
@@ -103,11 +110,12 @@ async def _converse(context: Context, request: Request, granted: dict[str, Tool]
             break
         # Whoever has begun goes on: the rounds are one conversation with one model.
         request = replace(request, model=completion.model)
-        messages.append({"role": "assistant", "content": completion.text, "tool_calls": list(completion.tool_calls)})
+        calls = [call.as_history() for call in completion.tool_calls]
+        messages.append({"role": "assistant", "content": completion.text, "tool_calls": calls})
         for call in completion.tool_calls:
-            text = await _call(context, granted, call["function"])
-            messages.append({"role": "tool", "tool_call_id": call["id"], "content": text})
-            ran.append(f"{_shown(call['function'])}\n{text}")
+            text = await _call(context, granted, call)
+            messages.append({"role": "tool", "tool_call_id": call.id, "content": text})
+            ran.append(f"{_shown(call)}\n{text}")
     report = "\n\n".join(f"{number}. {entry}" for number, entry in enumerate(ran, 1))
     notes = (f"[What the model ran:]\n\n{report}",) if ran else ("[The model ran nothing.]",)
     completion = replace(completion, prompt_tokens=read, completion_tokens=before)
@@ -124,40 +132,50 @@ def _function(tool: Tool) -> dict[str, Any]:
     }
 
 
-async def _call(context: Context, granted: dict[str, Tool], function: dict[str, str]) -> str:
+async def _call(context: Context, granted: dict[str, Tool], call: ToolCall) -> str:
     """Run what the model called. What is wrong with it is told to the model, which may try again."""
     try:
-        tool = granted.get(function["name"])
+        tool = granted.get(call.name)
         if tool is None:
-            return f"There is no tool {function['name'][:100]!r}. Known: {', '.join(granted)}."
-        try:
-            arguments = json.loads(function["arguments"] or "{}")
-        except ValueError:
-            arguments = None
-        if not isinstance(arguments, dict):
-            raise BadArgumentsError("The arguments are not a JSON object.")
-        arguments = check(tool, arguments)
+            return f"There is no tool {call.name[:100]!r}. Known: {', '.join(granted)}."
+        if call.arguments is None:
+            found = f" You wrote: {call.written[:_QUOTED]}" if call.written else ""
+            raise BadArgumentsError(f"The arguments are not a JSON object. They were ignored: {call.problem}.{found}")
+        arguments = check(tool, call.arguments)
         return (await tool.run(replace(context, progress=None), arguments)).text
     except CallError as error:
         return f"Error: {error}"
 
 
-def _shown(function: dict[str, str]) -> str:
+def _shown(call: ToolCall) -> str:
     """Show a call as a person wants to read it: code as code."""
-    try:
-        code = json.loads(function["arguments"])["code"]
-    except (ValueError, TypeError, KeyError):
-        return f"{function['name']}({function['arguments'][:_QUOTED]})"
-    return f"{function['name']}:\n```python\n{code}\n```"
+    if call.arguments is not None and isinstance(code := call.arguments.get("code"), str):
+        return f"{call.name}:\n```python\n{code}\n```"
+    return f"{call.name}({call.written[:_QUOTED]})"
 
 
 def _notes(completion: Completion) -> tuple[str, ...]:
-    """Say why an answer may not be whole."""
+    """Say why an answer may not be whole, and what to do."""
+    notes = []
     match completion.finish_reason:
+        case "stop" | "tool_calls":
+            pass
         case "length":
-            tokens = completion.completion_tokens or "too many"
-            return (f"[Cut off after {tokens} tokens: one answer has its limit.]",)
+            tokens = f"{completion.completion_tokens or 'too many'} tokens"
+            if completion.thinking_tokens:
+                tokens += f", {completion.thinking_tokens} of them thinking"
+            notes.append(f"[Cut off after {tokens}. For a longer answer, {completion.remedy}.]")
+        case "overlong":
+            notes.append(f"[Cut off by the bridge: the engine went on beyond {MOST_CHARACTERS} characters.]")
         case "deadline":
-            return ("[The time for one call is over: this is what had been received until then.]",)
-        case _:
-            return ()
+            notes.append(
+                "[The time for one call is over: this is what had been received until then. "
+                f"For all of it, ask for less at once, or {MORE_TIME}.]"
+            )
+        case "abort":
+            notes.append("[The engine broke off: this may be half an answer. Ask again for a whole one.]")
+        case "content_filter":
+            notes.append("[The engine's content filter ended the answer here: ask in other words, or another model.]")
+        case reason:
+            notes.append(f"[The engine ended the answer for the reason {reason!r}: it may not be whole.]")
+    return tuple(notes)

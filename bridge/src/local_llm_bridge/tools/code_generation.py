@@ -20,12 +20,13 @@ VERIFY = (
 )
 
 
-def tool(execute_python: Tool | None, rounds: int) -> Tool:
+def tool(execute_python: Tool | None, rounds: int, max_tokens: int | None) -> Tool:
     """Return the tool.
 
     Args:
         execute_python: what the model runs its code with; None: it cannot.
         rounds: how often it may.
+        max_tokens: longest answer as the operator has set it; None: it is not set.
     """
 
     async def run(context: Context, given: dict[str, Any]) -> Result:
@@ -33,7 +34,12 @@ def tool(execute_python: Tool | None, rounds: int) -> Tool:
         system = f"{SYSTEM} Write the code in {language}." if language else SYSTEM
         granted = (execute_python,) if execute_python and given.get("verify") else ()
         prompt = Prompt(
-            given["task"], system + VERIFY if granted else system, temperature=0.3, max_tokens=3000, good_at="code"
+            given["task"],
+            system + VERIFY if granted else system,
+            temperature=0.3,
+            max_tokens=3000,
+            own_max_tokens=max_tokens,
+            good_at="code",
         )
         return await ask(context, prompt, given, granted, rounds)
 

@@ -36,7 +36,7 @@ class _Content(BaseModel):
     model: str | None = None
     good_at: str | None = None
     temperature: float = Field(default=0.3, ge=0, le=2)
-    max_tokens: int = Field(default=3000, ge=1, le=1_000_000)
+    max_tokens: int | None = Field(default=None, ge=1, le=1_000_000)
     tools: list[_Name] = []
     files_into: str | None = None
 
@@ -54,12 +54,13 @@ class PromptFile:
         """Return an error that names the file, the line and the key."""
         return ConfigError(_place(self.path, self.lines, (key,)) + text)
 
-    def tool(self, granted: Sequence[Tool], rounds: int) -> Tool:
+    def tool(self, granted: Sequence[Tool], rounds: int, max_tokens: int | None = None) -> Tool:
         """Return the tool.
 
         Args:
             granted: those that the model may call while it works on its answer.
             rounds: how often it may.
+            max_tokens: longest answer as the operator has set it elsewhere; None: it is not set there.
         """
         content = self.content
 
@@ -68,9 +69,10 @@ class PromptFile:
                 self._rendered("template", arguments),
                 self._rendered("system", arguments) if content.system else None,
                 content.temperature,
-                content.max_tokens,
-                content.model,
-                content.good_at,
+                max_tokens=3000,
+                own_max_tokens=max_tokens or content.max_tokens,
+                model=content.model,
+                good_at=content.good_at,
             )
             return await ask(context, prompt, arguments, granted, rounds)
 

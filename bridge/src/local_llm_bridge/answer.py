@@ -1,0 +1,245 @@
+"""A model's answer as it grows, out of the events of a stream, in whatever shape engines send them.
+
+What comes is only collected; what it means (thoughts, calls, whether it is whole) is found out once, at its end.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from io import StringIO
+from typing import TYPE_CHECKING, Any
+
+from local_llm_bridge.texts import printable, shown
+from local_llm_bridge.thoughts import split
+from local_llm_bridge.tool_calls import ToolCall, ToolCalls
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator
+
+MOST_CHARACTERS = 2**20
+"""Longest answer, thoughts and calls included, whatever the engine was asked for."""
+_MOST_TOKENS = 10**7
+_LONGEST_REASON = 40
+
+DEADLINE = "deadline"
+"""Finish reason of an answer that the bridge ended because the time for the call was over."""
+OVERLONG = "overlong"
+"""Finish reason of an answer that the bridge ended because the engine did not."""
+_REASONS = {
+    "stop": ("stop", "eos", "eos_token", "stop_sequence", "end_turn", "complete"),
+    "tool_calls": ("tool_calls", "tool_call", "tool_use", "function_call"),
+    "length": ("length", "max_tokens", "max_output_tokens", "max_length", "model_length"),
+    "abort": ("abort", "aborted", "cancel", "cancelled", "canceled", "error", "insufficient_system_resource"),
+    "content_filter": ("content_filter", "content_filtered", "safety", "recitation", "sensitive", "refusal"),
+}
+_REASON_OF = {word: reason for reason, words in _REASONS.items() for word in words}
+_THOUGHTS = frozenset({"thinking", "reasoning", "thought"})
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A model's answer."""
+
+    text: str
+    """Without its thoughts."""
+    model: str
+    finish_reason: str
+    """`stop`, `tool_calls`, `length`, `abort` or `content_filter`, which engines call by many names; else the engine's
+    own word; `deadline` or `overlong` if the bridge ended it."""
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
+    routing: str = ""
+    """Why this model."""
+    first_token_s: float | None = None
+    """Seconds from the request to the first piece of the answer, or of what the model thought before it."""
+    cached: bool = False
+    thinking_tokens: int = 0
+    """About how many of the tokens were thoughts."""
+    thoughts: str = ""
+    remedy: str = ""
+    """What makes room for a longer answer."""
+
+    @property
+    def whole(self) -> bool:
+        """Whether the model came to its end."""
+        return self.finish_reason in {"stop", "tool_calls"}
+
+
+class ReportedError(Exception):
+    """The engine reported an error in the middle of its stream."""
+
+
+class Answer:
+    """An answer as it grows."""
+
+    def __init__(self) -> None:
+        self.started = time.monotonic()
+        self.tokens = 0
+        """Pieces so far: of the answer, of thoughts, and of calls."""
+        self.first_token_s: float | None = None
+        self.finish_reason: str | None = None
+        self.calls = ToolCalls()
+        self._text = StringIO()
+        self._thoughts = StringIO()
+        self._usage: Any = None
+
+    def add(self, event: Any) -> None:  # noqa: ANN401 - it came over the wire
+        """Take in one event; what adds nothing is skipped.
+
+        Raises:
+            ReportedError: it is an error.
+            TooManyCallsError: nobody means so many calls.
+            AttributeError, TypeError, KeyError, IndexError: it is no event of a chat completion.
+        """
+        if not event:
+            return
+        if (error := event.get("error")) and self.finish_reason is None:
+            raise ReportedError(str(error.get("message") if isinstance(error, dict) else error))
+        if usage := event.get("usage"):
+            self._usage = usage
+        if (choices := event.get("choices")) and (choice := choices[0]):
+            self._add_choice(choice)
+
+    @property
+    def size(self) -> int:
+        """Characters so far."""
+        return self._text.tell() + self._thoughts.tell() + self.calls.size
+
+    def received(self) -> tuple[str, str]:
+        """Return what the model thought and what it answered so far."""
+        apart = self._thoughts.getvalue()
+        thoughts, text = split(self._text.getvalue(), separate=bool(apart))
+        return apart + (thoughts or ""), text
+
+    def completion(self, model: str, routing: str, remedy: str = "") -> Completion:
+        """Return the answer as far as it has come."""
+        thoughts, text = self.received()
+        reason = self.finish_reason or ""
+        whole = reason in {"stop", "tool_calls"}
+        usage = self._usage if isinstance(self._usage, dict) else {}
+        written = _count(usage.get("completion_tokens"))
+        tokens = self.tokens if written is None else written
+        characters = len(thoughts) + len(text.strip()) + self.calls.size
+        return Completion(
+            text=text,
+            model=model,
+            finish_reason=reason,
+            prompt_tokens=_count(usage.get("prompt_tokens")),
+            completion_tokens=tokens or written,
+            tool_calls=self.calls.done(whole=whole) if self.calls else (),
+            routing=routing,
+            first_token_s=self.first_token_s,
+            thinking_tokens=_thinking(usage, tokens, len(thoughts) / (characters or 1)),
+            thoughts=thoughts,
+            remedy=remedy,
+        )
+
+    def _add_choice(self, choice: dict[str, Any]) -> None:
+        if reason := choice.get("finish_reason"):
+            self.finish_reason = _reason(reason)
+        if not (delta := choice.get("delta")):
+            if message := choice.get("message"):
+                self._add_message(message)
+            return
+        content = delta.get("content")
+        if content.__class__ is str:
+            if content:
+                self._text.write(content)
+                self.tokens += 1
+            if len(delta) == 1:
+                return
+        elif content:
+            self._add_parts(content, thoughts=False)
+        self._add_more(delta)
+
+    def _add_message(self, message: dict[str, Any]) -> None:
+        """Take in a whole message, or pieces of one under the name of a whole one."""
+        content = message.get("content")
+        if self.tokens > 1 and content and content == self._text.getvalue():
+            return  # all of it once more, at its end
+        if content:
+            self._add_parts(content, thoughts=False)
+        self._add_more(message)
+
+    def _add_more(self, delta: dict[str, Any]) -> None:
+        """Take in all but the content."""
+        if thoughts := delta.get("reasoning_content") or delta.get("reasoning") or delta.get("thinking"):
+            self._add_parts(thoughts, thoughts=True)
+        if refusal := delta.get("refusal"):
+            self._add_parts(refusal, thoughts=False)
+        if calls := delta.get("tool_calls"):
+            self.calls.add(calls)
+            self.tokens += 1
+        if call := delta.get("function_call"):
+            self.calls.add(call)
+            self.tokens += 1
+
+    def _add_parts(self, content: object, *, thoughts: bool) -> None:
+        before = self._text.tell() + self._thoughts.tell()
+        for is_thought, text in _texts(content, thoughts=thoughts):
+            (self._thoughts if is_thought else self._text).write(text)
+        self.tokens += self._text.tell() + self._thoughts.tell() > before
+
+
+async def receive(
+    stream: AsyncIterator[list[dict[str, Any]]], answer: Answer, progress: Callable[[int], None] | None
+) -> None:
+    """Gather an answer until it has ended.
+
+    Args:
+        stream: the events, those of a packet together.
+        answer: holds what has come, also when this raises something.
+        progress: is told the number of tokens so far.
+
+    Raises:
+        ReportedError, TooManyCallsError, AttributeError, TypeError, KeyError, IndexError: of `Answer.add`.
+        Exception: what the stream raises.
+    """
+    async for events in stream:
+        for event in events:
+            answer.add(event)
+        if not answer.tokens:
+            continue
+        if answer.first_token_s is None:
+            answer.first_token_s = time.monotonic() - answer.started
+        if answer.size > MOST_CHARACTERS:
+            answer.finish_reason = OVERLONG
+            return
+        if progress:
+            progress(answer.tokens)
+
+
+def _reason(reason: object) -> str:
+    """Return a finish reason under the name that it has here."""
+    if not isinstance(reason, str):
+        return shown(reason)
+    return _REASON_OF.get(reason.lower()) or printable(reason[:_LONGEST_REASON])
+
+
+def _texts(content: object, *, thoughts: bool) -> Iterator[tuple[bool, str]]:
+    """Yield the texts of a content that is not just one: whether each is a thought, and the text."""
+    if isinstance(content, str):
+        yield thoughts, content
+    elif isinstance(content, list):
+        for part in content:
+            yield from _texts(part, thoughts=thoughts)
+    elif isinstance(content, dict):
+        thoughts = thoughts or str(content.get("type")).partition(".")[0] in _THOUGHTS
+        for key in ("text", "content", "summary", *_THOUGHTS):
+            yield from _texts(content.get(key), thoughts=thoughts or key in _THOUGHTS)
+    elif isinstance(content, int | float) and not isinstance(content, bool):
+        yield thoughts, str(content)
+
+
+def _count(value: object) -> int | None:
+    """Return a number of tokens; None: it cannot be one."""
+    return value if type(value) is int and 0 <= value <= _MOST_TOKENS else None
+
+
+def _thinking(usage: dict[str, Any], tokens: int, part: float) -> int:
+    """Return how many tokens were thoughts: as the engine says, else by their part of the characters."""
+    details = usage.get("completion_tokens_details")
+    told = _count(details.get("reasoning_tokens")) if isinstance(details, dict) else None
+    return min(told, tokens) if told else round(tokens * part)

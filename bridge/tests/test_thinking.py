@@ -1,0 +1,267 @@
+"""What a model thinks before it answers is no answer, and counts as progress."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from local_llm_bridge import config
+from local_llm_bridge.answer import Answer
+from local_llm_bridge.calls import Call
+from local_llm_bridge.errors import ConfigError
+from local_llm_bridge.thoughts import split
+from local_llm_bridge.tools import Toolbox
+from tests.services import FakeEngine, ScriptedEngine, asked, delta, events, piece, usage, wire_texts
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.anyio
+
+CHAT = Call("chat", {"message": "hi"})
+
+
+@pytest.mark.parametrize(
+    ("text", "thoughts", "answer"),
+    [
+        ("<think>hm</think>42", "hm", "42"),
+        ("<think>\nhm\n</think>\n\n42", "\nhm\n", "42"),
+        ("\n <think>hm</think>42", "hm", "42"),
+        ("<think></think>42", "", "42"),
+        ("<think>hm</think>\n<think>oh</think>\n42", "hmoh", "42"),
+        ("<think>hm", "hm", ""),
+        ("<think>", "", ""),
+        ("<thinking>hm</thinking>42", "hm", "42"),
+        ("<seed:think>hm</seed:think>42", "hm", "42"),
+        ("[THINK]hm[/THINK]42", "hm", "42"),
+        ("<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>final<|message|>42", None, "42"),
+        # A tag that is only talked about does not end the thoughts.
+        ("<think>the tag `</think>` ends it</think>42", "the tag `</think>` ends it", "42"),
+        ('<think>s.split("</think>") it is</think>42', 's.split("</think>") it is', "42"),
+        ("<think>```\n</think>\n```\nso</think>42", "```\n</think>\n```\nso", "42"),
+        ("<think>the tag `</think>` was all", "the tag `", "` was all"),
+        # The opening tag was in the prompt.
+        ("hm\n</think>\n\n42", "hm\n", "42"),
+        ("hm.</think>\n\n42", "hm.", "42"),
+        ("hm</think>42", "hm", "42"),
+        ("</think>\n\n42", "", "42"),
+        ("hm\n</think>", "hm\n", ""),
+        ("use `</think>` here\n</think>\n42", "use `</think>` here\n", "42"),
+    ],
+)
+def test_thoughts_in_tags_are_told_from_the_answer(text: str, thoughts: str | None, answer: str) -> None:
+    found, rest = split(text)
+    assert rest == answer
+    assert found is not None
+    assert thoughts in {None, found}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "42",
+        "",
+        "  leading blanks stay\n",
+        "Qwen3 thinks between <think> and </think> tags.",
+        "`<think>` opens, `</think>` closes.\n",
+        "It ends at </think> in the text.",
+        "Tags: (</think>)",
+        "```python\ntext.partition('</think>')[2]\n```",
+        "```python\nEND = \\\n</think>\n```\nThat was it.",
+        "~~~\n</think>\n~~~",
+        "    </think>\n\nis how a template ends it",
+        're.sub(r"<think>.*?</think>", "", text)',
+        "Say <think>\nhm\n</think>\nto think.",
+        "<b>not a tag of thoughts</b>",
+        "[1, 2]",
+        "<thinker>x</thinker>",
+    ],
+)
+def test_a_text_that_mentions_a_tag_stays_as_it_is(text: str) -> None:
+    assert split(text) == (None, text)
+
+
+@pytest.mark.parametrize("size", [1, 3, 7])
+def test_tags_may_be_cut_anywhere_between_events(size: int) -> None:
+    text, answer = "<think>first I look</think>\n\nThe answer is 42.", Answer()
+    for start in range(0, len(text), size):
+        answer.add(piece(text[start : start + size]))
+    answer.add(piece("", "stop"))
+    completion = answer.completion("m", "")
+    assert (completion.thoughts, completion.text) == ("first I look", "The answer is 42.")
+    assert 0 < completion.thinking_tokens < answer.tokens
+
+
+def test_where_thoughts_have_a_field_a_closing_tag_is_text() -> None:
+    answer = Answer()
+    for event in (delta(reasoning="hm"), piece("It ends with\n</think>\nand goes on."), piece("", "stop")):
+        answer.add(event)
+    assert answer.completion("m", "").text == "It ends with\n</think>\nand goes on."
+
+
+@pytest.mark.parametrize(
+    "thought",
+    [
+        {"reasoning": "hm"},
+        {"reasoning_content": "hm"},
+        {"reasoning": "hm", "reasoning_content": "hm"},  # one thought under both names
+        {"reasoning": "hm", "content": ""},
+        {"content": [{"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}]},
+        {"content": [{"type": "reasoning", "text": "hm"}]},
+        {"reasoning": {"text": "hm"}},
+        {"reasoning": [{"type": "reasoning.text", "text": "hm"}]},
+    ],
+)
+def test_a_thought_comes_in_many_shapes_and_counts_as_a_token(thought: dict[str, Any]) -> None:
+    answer = Answer()
+    answer.add(delta(**thought))
+    assert answer.tokens == 1
+    for event in (piece("42"), piece("", "stop")):
+        answer.add(event)
+    completion = answer.completion("m", "")
+    assert (completion.thoughts, completion.text, answer.tokens) == ("hm", "42", 2)
+
+
+@pytest.mark.parametrize("field", ["reasoning", "reasoning_content"])
+async def test_an_answer_that_ended_within_its_thoughts_says_how_many_tokens_and_what_to_raise(field: str) -> None:
+    reply = events(*[delta(**{field: "step "})] * 40, delta("length"), usage(10, 2000))
+    (result,) = await asked(CHAT, reply=reply)
+    assert result["isError"]
+    text, thoughts = wire_texts(result)
+    assert text == (
+        "The model m spent 2000 tokens on thinking and was cut off before it came to its answer. To let it finish, "
+        "raise max_tokens of the model (models[].max_tokens, or LOCAL_LLM_MAX_TOKENS over stdio)."
+    )
+    assert thoughts.startswith("[The model's thinking, which is not an answer:]")
+
+
+@pytest.mark.parametrize(
+    ("pieces", "finish"),
+    [
+        ([piece("<think>\nfirst "), piece("I look at")], "length"),
+        ([piece("<think>\nhm\n</think>\n\n")], "stop"),
+        ([delta(reasoning="The answer is 4.")], "stop"),
+        ([delta(reasoning="hm"), piece("\n\n")], "stop"),
+        ([delta(reasoning="hm")], "abort"),
+    ],
+)
+async def test_thoughts_are_never_passed_off_as_the_answer(pieces: list[dict[str, Any]], finish: str) -> None:
+    (result,) = await asked(CHAT, reply=events(*pieces, delta(finish), usage(10, 9)))
+    assert result["isError"]
+    text, thoughts = wire_texts(result)
+    assert "9 tokens on thinking" in text
+    assert thoughts.startswith("[The model's thinking, which is not an answer:]")
+
+
+async def test_thoughts_that_the_engine_keeps_to_itself_are_named_by_its_count() -> None:
+    last = usage(10, 500, completion_tokens_details={"reasoning_tokens": 500})
+    (result,) = await asked(CHAT, reply=events(delta("length", content=""), last))
+    (text,) = wire_texts(result)
+    assert "spent 500 tokens on thinking" in text
+
+
+async def test_a_cut_answer_says_how_much_of_it_was_thinking() -> None:
+    reply = events(delta(reasoning="x" * 90), piece("y" * 10), delta("length"), usage(10, 100))
+    (result,) = await asked(CHAT, reply=reply)
+    answer, note = wire_texts(result)
+    assert answer == "y" * 10
+    assert note.startswith("[Cut off after 100 tokens, 90 of them thinking.")
+    assert result["_meta"]["thinking_tokens"] == 90
+
+
+async def test_thinking_is_progress_and_the_first_token() -> None:
+    told: list[int] = []
+    reply = events(*[delta(reasoning="s ")] * 5, done=False)
+    hold = threading.Event()
+    call = Call("chat", {"message": "hi"}, progress=told.append)
+    (result,) = await asked(call, reply=FakeEngine(reply, hold=hold), timeout_s=1)
+    assert result["isError"]
+    text, thoughts = wire_texts(result)
+    assert text.startswith("The model m was still thinking when the 1 s for one call were over (5 tokens of thoughts).")
+    assert "OPENAI_TIMEOUT" in text
+    assert "s s s" in thoughts
+    assert told
+    assert told[-1] == 5
+
+
+async def test_what_was_thought_before_an_engine_died_is_not_shown_as_received() -> None:
+    (result,) = await asked(CHAT, reply=events(delta(reasoning="secretly"), done=False))
+    (text,) = wire_texts(result)
+    assert "It was still thinking" in text
+    assert "secretly" not in text
+
+
+async def test_thoughts_do_not_go_back_to_the_model_and_do_not_count_as_its_answer_to_others() -> None:
+    engine = FakeEngine(events(piece("<think>hm</think>42"), delta("stop")))
+    first, second = await asked(CHAT, CHAT, reply=engine)
+    assert [wire_texts(result) for result in (first, second)] == [["42"], ["42"]]
+    assert second["_meta"]["cached"]
+
+
+class TestLongestAnswer:
+    """A setting per model and per tool."""
+
+    @pytest.mark.parametrize(
+        ("model", "tools", "tool", "sent"),
+        [
+            (None, {}, "chat", 2000),
+            (None, {}, "code_generation", 3000),
+            (None, {}, "review_code", 3000),
+            (9000, {}, "chat", 9000),
+            (9000, {}, "review_code", 9000),
+            (9000, {"chat": 700}, "chat", 700),
+            (9000, {"chat": 700}, "code_generation", 9000),
+            (None, {"code_generation": 700, "review_code": 800}, "code_generation", 700),
+            (None, {"code_generation": 700, "review_code": 800}, "review_code", 800),
+        ],
+    )
+    async def test_the_narrower_setting_wins(
+        self, model: int | None, tools: dict[str, int], tool: str, sent: int
+    ) -> None:
+        engine = FakeEngine(events(piece("x", "stop")))
+        argument = {"chat": "message", "code_generation": "task", "review_code": "code"}[tool]
+        await asked(Call(tool, {argument: "hi"}), reply=engine, engine={"max_tokens": model}, max_tokens=tools)
+        assert engine.requests[0]["max_tokens"] == sent
+
+    async def test_a_tool_of_the_operator_has_its_own(self, tmp_path: Path) -> None:
+        (tmp_path / "t.yml").write_text("{name: short, description: x, template: hi, max_tokens: 50}")
+        for tools, sent in (({}, 50), ({"short": 60}, 60)):
+            engine = FakeEngine(events(piece("x"), delta("length")))
+            (result,) = await asked(
+                Call("short", {}), reply=engine, engine={"max_tokens": 9000}, max_tokens=tools, tools_dir=tmp_path
+            )
+            assert engine.requests[0]["max_tokens"] == sent
+            assert "raise max_tokens of this tool" in wire_texts(result)[1]
+
+    def test_it_is_a_setting_of_the_file_and_of_the_environment(self, tmp_path: Path) -> None:
+        file = tmp_path / "config.yml"
+        file.write_text(
+            "models: [{name: m, url: 'http://e/v1', context: 4096, max_tokens: 9000}]\nmax_tokens: {chat: 700}\n"
+            "developers: []\n"
+        )
+        settings = config.from_file(file)
+        assert (settings.engines[0].max_tokens, settings.max_tokens) == (9000, {"chat": 700})
+        assert config.from_environment({"LOCAL_LLM_MAX_TOKENS": "9000"}).engines[0].max_tokens == 9000
+
+    @pytest.mark.parametrize("value", ["0", "many", "-5", "1000001", "1e3"])
+    def test_a_wrong_one_is_told(self, value: str) -> None:
+        with pytest.raises(ConfigError, match=r"LOCAL_LLM_MAX_TOKENS: found .*; wanted whole tokens from 1 to 1000000"):
+            config.from_environment({"LOCAL_LLM_MAX_TOKENS": value})
+
+    def test_a_tool_that_asks_no_model_has_none(self) -> None:
+        settings = config.Settings(engines=(config.Engine("m", "http://e/v1"),), max_tokens={"list_models": 5})
+        with pytest.raises(ConfigError, match="max_tokens: found list_models; tools that ask a model are: chat, code_"):
+            Toolbox(settings)
+
+
+async def test_a_model_that_thinks_longer_than_the_answer_it_may_give_answers_with_a_longer_one() -> None:
+    """The remedy that the error names is one."""
+    short = events(delta(reasoning="hm"), delta("length"), usage(1, 2000))
+    engine = ScriptedEngine(short, events(delta(reasoning="hm"), piece("42", "stop"), usage(1, 3000)))
+    (refused,) = await asked(CHAT, reply=engine)
+    (answered,) = await asked(CHAT, reply=engine, engine={"max_tokens": 8000})
+    assert "LOCAL_LLM_MAX_TOKENS" in wire_texts(refused)[0]
+    assert wire_texts(answered) == ["42"]
+    assert [request["max_tokens"] for request in engine.requests] == [2000, 8000]
