@@ -1,8 +1,7 @@
 """Files of the developer's project, read for a call: text inside the project's folder, and nothing that is secret.
 
 Names are judged before anything is opened. What is opened are the names that were judged, one folder after the other
-and none of them a link, so nothing that is swapped meanwhile can lead elsewhere. What names cannot tell stays unknown:
-a hard link to a secret, or a secret in a file with a harmless name.
+and none of them a link, so nothing that is swapped meanwhile can lead elsewhere. What has been read is judged, too.
 """
 
 from __future__ import annotations
@@ -10,10 +9,10 @@ from __future__ import annotations
 import os
 import re
 import stat
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from local_llm_bridge.errors import RefusedFileError
+from local_llm_bridge.secret_files import find_secret, is_secret_name
 from local_llm_bridge.texts import printable
 
 if TYPE_CHECKING:
@@ -22,29 +21,6 @@ if TYPE_CHECKING:
 
 MOST_FILES = 20
 MOST_BYTES = 2**20
-
-# Files and folders, in lower case. A pattern with a slash means a name in a folder.
-# fmt: off
-_SECRETS = (
-    ".env", ".env[._-]*", ".envrc", "*.env",
-    # Keys and stores of keys.
-    "*.pem", "*.key", "*.p8", "*.p12", "*.pfx", "*.ppk", "*.jks", "*.keystore", "*.kdbx",
-    "id_rsa*", "id_dsa*", "id_ecdsa*", "id_ed25519*", ".ssh", ".gnupg", ".password-store",
-    # What programs log in with.
-    ".netrc", "_netrc", ".npmrc", ".pypirc", ".git-credentials", ".pgpass", ".my.cnf", ".htpasswd", ".git",
-    "credentials", "credentials.json", "credentials.toml", ".credentials", ".credentials.json",
-    # Clouds and operations.
-    ".aws", ".azure", ".config/gcloud", ".config/gh", "service[-_]account*.json",
-    ".kube", "kubeconfig", ".dockercfg", ".docker/config.json", "*.tfstate", "*.tfstate.*", "*.tfvars", "*.tfvars.json",
-    "secret.y*ml", "secrets.y*ml", "secrets.json", "secrets.toml", "vault*.y*ml", ".vault_pass*",
-    # What was typed.
-    ".*_history",
-)
-_NOT_SECRET = (
-    ".env*.example", ".env*.sample", ".env*.template", ".env*.dist", "*example.env", "*sample.env", "*template.env",
-    "id_*.pub",
-)
-# fmt: on
 
 _LONGEST_PATH = 4096
 _LONGEST_SHOWN = 300
@@ -91,7 +67,9 @@ def read_files(root: Path, paths: Sequence[str]) -> str:
             names = _names(folder, path)
             data = _read(folder_fd, names, path, size)
             size += len(data)
-            sections.append(_section(path, _text(path, data)))
+            text = _text(path, data)
+            _refuse_secret_in(text, path)
+            sections.append(_section(path, text))
     finally:
         os.close(folder_fd)
     return "\n".join(sections)
@@ -114,7 +92,7 @@ def _names(folder: str, path: str) -> list[str]:
         raise RefusedFileError(
             f"The path {_shown(path)} has characters in it that no text and no file's name can have. Remove them."
         ) from None
-    _refuse_secret(path.removeprefix(f"{folder}/"), path)
+    _refuse_secret(folder, path.removeprefix(f"{folder}/"), path)
     try:
         names = os.path.relpath(os.path.realpath(os.path.join(folder, path)), folder).split("/")  # noqa: PTH118
     except RecursionError:
@@ -128,28 +106,29 @@ def _names(folder: str, path: str) -> list[str]:
             f"{_shown(path)} is not in the project's folder {_shown(folder)}, or is a link that leads out of it. "
             "Only files inside can be read."
         )
-    _refuse_secret("/".join(names), path)
+    _refuse_secret(folder, "/".join(names), path)
     return names
 
 
-def _refuse_secret(names: str, path: str) -> None:
-    parent = ""
+def _refuse_secret(folder: str, names: str, path: str) -> None:
+    parent = folder.rpartition("/")[2]
     for name in names.split("/"):
-        # Some file systems ignore a name's case and its invisible characters. All patterns are ASCII.
-        judged = name.casefold().encode("ascii", "ignore").decode()
-        if any(_fits(pattern, parent, judged) for pattern in _SECRETS) and not any(
-            _fits(pattern, parent, judged) for pattern in _NOT_SECRET
-        ):
+        if is_secret_name(name, parent):
             leads = "" if name in path else f" leads to {_shown(name)} and"
             raise RefusedFileError(
                 f"{_shown(path)}{leads} is refused: the name {_shown(name)} means secrets. Copy what the model has to "
                 "know into another file, without the secrets, and name that one."
             )
-        parent = judged
+        parent = name
 
 
-def _fits(pattern: str, parent: str, name: str) -> bool:
-    return fnmatchcase(f"{parent}/{name}" if "/" in pattern else name, pattern)
+def _refuse_secret_in(text: str, path: str) -> None:
+    if found := find_secret(text):
+        what, line = found
+        raise RefusedFileError(
+            f"{_shown(path)} is refused: line {line} has {what}. Copy what the model has to know into another file, "
+            "without the secret, and name that one."
+        )
 
 
 def _read(folder_fd: int, names: list[str], path: str, size: int) -> bytes:
