@@ -81,6 +81,19 @@ def test_a_stopped_guest_starts_again_with_what_was_on_it_and_units_get_their_cr
     assert in_guest("debian13", f"{unit} sh -c 'cat $CREDENTIALS_DIRECTORY/name'") == "debian13"
 
 
+@pytest.mark.parametrize("guest", GUESTS)
+def test_a_command_finds_what_podman_itself_would_give_it(guest: str) -> None:
+    # bin/podman leaves to podman what it does not know, such as --user=root
+    command = "id; pwd; env | grep -v ^container_uuid= | sort; umask; cat /proc/self/cgroup; wc -c; "
+    command += "grep -e ^Cap -e ^Seccomp: -e ^NoNewPrivs /proc/self/status; ls /proc/self/fd | wc -l; exit 7"
+    quick, own = (
+        run(str(LAB / "bin" / "podman"), "exec", *user, f"{NETWORK}-{guest}", "sh", "-c", command, status=7)
+        for user in (["--user", "root"], ["--user=root"])
+    )
+    assert quick == own
+    assert "uid=0(root)" in quick
+
+
 def test_large_files_arrive_whole_in_both_directions(tmp_path: Path) -> None:
     there, back = tmp_path / "there", tmp_path / "back"
     there.write_bytes(os.urandom(64 * 2**20))
