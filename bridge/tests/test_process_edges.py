@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 import subprocess
+import sys
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
@@ -125,6 +127,23 @@ class TestDescriptors:
     def test_one_that_is_open_the_wrong_way_round(self, redirection: str, said: str) -> None:
         done = shell(f"$B {redirection}", data=PING)
         assert said in done.stderr.decode()
+
+    @pytest.mark.parametrize("command", ["--version", "doctor", "config check"])
+    def test_there_is_no_null_device(self, url: str, command: str) -> None:
+        program = "import os, sys; os.devnull = '/nonexistent'; from local_llm_bridge.cli import main; sys.exit(main())"
+        for closed in ("<&-", ">&-", "2>&-", "<&- >&- 2>&-"):
+            shell(f'exec {sys.executable} -c "{program}" {command} {closed}', url=url)
+
+    def test_one_socket_for_both_as_socat_gives(self) -> None:
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            environment = {"PATH": os.environ["PATH"]}
+            with subprocess.Popen([PROGRAM], stdin=theirs.fileno(), stdout=theirs.fileno(), env=environment) as process:
+                theirs.close()
+                ours.sendall(PING)
+                assert ours.recv(1000) == PONG
+                ours.close()
+                assert process.wait(10) == 0
 
     def test_a_token_that_nobody_sees_is_not_kept(self, tmp_path: Path) -> None:
         tokens = tmp_path / "tokens.yml"

@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from tests.services import MODEL, FakeEngine, Listener, answer, events, piece, piped, serving
+from tests.test_cli import doctor
 from tests.test_proxy import proxy
 from tests.test_stdio import call
 
@@ -271,6 +272,13 @@ def test_through_a_tunnel_it_is_the_engines_certificate(authority: Authority) ->
     assert text.startswith(
         "The model server at https://other.example/v1 cannot be reached over TLS: its certificate is"
     )
+
+
+def test_doctor_says_what_to_set(authority: Authority) -> None:
+    with TlsEngine(authority.context("127.0.0.1")).running() as url:
+        found = doctor(environment={"LOCAL_API_URL": url.replace("http", "https"), "MODEL_NAME": MODEL})
+    assert "an authority that this machine does not know. Set SSL_CERT_FILE" in found["engine"]["found"]
+    assert "firewall" not in found["engine"]["todo"]
 
 
 def test_readyz_says_why_too(authority: Authority, tmp_path: Path) -> None:

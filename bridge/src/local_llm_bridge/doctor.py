@@ -16,7 +16,14 @@ from local_llm_bridge import claude_code, config
 from local_llm_bridge.audit import UNKNOWN
 from local_llm_bridge.backend import Backend, Request, lists_nothing
 from local_llm_bridge.engine import EngineClient
-from local_llm_bridge.errors import CallError, ConfigError, EngineError, EngineKeyError, OnlyThoughtsError
+from local_llm_bridge.errors import (
+    CallError,
+    ConfigError,
+    EngineError,
+    EngineKeyError,
+    EngineLinkError,
+    OnlyThoughtsError,
+)
 from local_llm_bridge.router import same_name
 from local_llm_bridge.tools import Toolbox
 from local_llm_bridge.tools.tool import Context
@@ -178,7 +185,7 @@ class _Examination:
             return
         except EngineError as error:
             if engine.name is None or not lists_nothing(error):
-                yield _bad("engine", str(error), _HOST_HINT)
+                yield _bad("engine", str(error), _LINK_HINT if isinstance(error, EngineLinkError) else _HOST_HINT)
                 return
             yield _good("engine", f"{engine.url} answers")
             yield _open("model", f"{engine.name}; the engine has no list of models to look it up in")
@@ -302,6 +309,7 @@ class _Examination:
         return completion, time.monotonic() - started, counts - {0}
 
 
+_LINK_HINT = "Set what is named here, in the environment in which the bridge is started, then run this again."
 _HOST_HINT = "On its host: is the server up (systemctl status, journalctl -u)? Does a firewall let this host in?"
 
 

@@ -16,6 +16,7 @@ BridgeError
     ├── SandboxError         the operator: code cannot be run here
     └── EngineError          the model server, or the way to it
         ├── EngineDownError
+        │   └── EngineLinkError
         ├── EngineRefusedError
         │   └── EngineKeyError
         ├── EngineBusyError
@@ -142,6 +143,10 @@ class EngineDownError(EngineError):
     """Nothing answers at the engine's address."""
 
     outcome = "engine_down"
+
+
+class EngineLinkError(EngineDownError):
+    """TLS or a proxy on the way to the engine failed; the text says what to set."""
 
 
 class EngineRefusedError(EngineError):

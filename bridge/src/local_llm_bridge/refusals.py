@@ -21,6 +21,7 @@ from local_llm_bridge.errors import (
     EngineDownError,
     EngineError,
     EngineKeyError,
+    EngineLinkError,
     EngineRefusedError,
 )
 from local_llm_bridge.texts import printable
@@ -95,7 +96,7 @@ def refused(status: int, headers: Mapping[str, str], body: bytes, engine: Engine
     code = f"HTTP {status}{': ' if words else ''}{words}"
     where = f"The model server at {engine.url}"
     if engine.proxy and proxy_answered(status, headers, body):
-        return EngineDownError(refused_by_proxy(engine.proxy, engine.url, code), engine.name)
+        return EngineLinkError(refused_by_proxy(engine.proxy, engine.url, code), engine.name)
     if 300 <= status < 400:  # noqa: PLR2004
         return EngineRefusedError(
             f"{where} redirects {_target(headers.get('location', ''))}(HTTP {status}), and the bridge follows no "
@@ -129,7 +130,7 @@ def unreachable(error: Exception, engine: Engine) -> EngineError:
 
     where = f"The model server at {engine.url}"
     if words := described(error, engine.url, engine.proxy):
-        return EngineDownError(f"{words} {ADDRESS_HINT}", engine.name)
+        return EngineLinkError(f"{words} {ADDRESS_HINT}", engine.name)
     if engine.proxy:
         where = f"The proxy {engine.proxy.name}, or the model server at {engine.url} behind it,"
     if isinstance(error, TimeoutError):

@@ -150,12 +150,15 @@ def _writer(descriptor: int) -> TextIO:
 
 
 def _open_null(descriptor: int) -> None:
-    """Open the null device as this descriptor; where there is none, a pipe whose other end is closed."""
+    """Open the null device as this descriptor; where there is none, a pipe that is empty or that nobody reads."""
     try:
         null = os.open(os.devnull, os.O_RDWR)
     except OSError:
         reading, writing = os.pipe()
         null, other = (reading, writing) if descriptor == 0 else (writing, reading)
+        if descriptor:
+            os.dup(reading)  # stays open: a write fails when the pipe is full, and not before
+            os.set_blocking(writing, False)
         if other != descriptor:
             os.close(other)
     if null != descriptor:

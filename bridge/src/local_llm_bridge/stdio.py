@@ -77,12 +77,13 @@ async def run(settings: Settings) -> None:
 
 
 async def _serve(calls: Calls) -> None:
+    is_polled = not _is_one_socket(0, 1)
     wire = os.dup(1)
     os.dup2(2, 1)  # whatever prints goes to stderr: the wire holds nothing but messages
-    writer = await Writer.to(wire)
+    writer = await Writer.to(wire, is_polled=is_polled)
     session = Session(calls, writer.write)
     watching = asyncio.ensure_future(calls.watch_tools())
-    conversation = asyncio.ensure_future(_converse(session))
+    conversation = asyncio.ensure_future(_converse(session, is_polled=is_polled))
     try:
         await asyncio.wait((writer.closed, conversation), return_when=asyncio.FIRST_COMPLETED)
         if conversation.done():
@@ -96,8 +97,8 @@ async def _serve(calls: Calls) -> None:
         await session.close()
 
 
-async def _converse(session: Session) -> None:
-    async for line in _lines():
+async def _converse(session: Session, *, is_polled: bool) -> None:
+    async for line in _lines(is_polled=is_polled):
         if line.strip():
             await session.receive(line)
     await session.settle()
@@ -243,10 +244,15 @@ class Writer(asyncio.BaseProtocol):
         """Is done when nobody reads any more."""
 
     @classmethod
-    async def to(cls, wire: int) -> Self:
-        """Return what writes to a file descriptor."""
+    async def to(cls, wire: int, *, is_polled: bool = True) -> Self:
+        """Return what writes to a file descriptor.
+
+        Args:
+            wire: the descriptor.
+            is_polled: whether the event loop waits for it, where it can.
+        """
         writer = cls(wire)
-        if _is_pipe(wire):
+        if is_polled and _is_pipe(wire):
             pipe = os.fdopen(wire, "wb", buffering=0)
             writer._transport, _ = await asyncio.get_running_loop().connect_write_pipe(lambda: writer, pipe)
         return writer
@@ -280,13 +286,16 @@ class Writer(asyncio.BaseProtocol):
             self.closed.set_result(None)
 
 
-async def _lines() -> AsyncIterator[bytes]:
+async def _lines(*, is_polled: bool) -> AsyncIterator[bytes]:
     """Yield the lines of standard input.
+
+    Args:
+        is_polled: whether the event loop waits for them, where it can.
 
     Raises:
         StreamError: it cannot be read.
     """
-    lines = _lines_of_pipe() if _is_pipe(0) else _lines_of_file()
+    lines = _lines_of_pipe() if is_polled and _is_pipe(0) else _lines_of_file()
     mark = codecs.BOM_UTF8  # PowerShell begins with one what it pipes
     try:
         async for line in lines:
@@ -335,6 +344,8 @@ async def _lines_of_file() -> AsyncIterator[bytes]:
             with open(0, "rb", closefd=False) as wire:
                 while line := wire.readline(LONGEST_LINE + 1):
                     put(line)
+        except ConnectionResetError:
+            pass  # the client has gone
         except OSError as error:
             put(error)
         put(b"")
@@ -351,3 +362,8 @@ async def _lines_of_file() -> AsyncIterator[bytes]:
 def _is_pipe(descriptor: int) -> bool:
     mode = os.fstat(descriptor).st_mode
     return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)
+
+
+def _is_one_socket(descriptor: int, other: int) -> bool:
+    """Whether two descriptors are the same socket, as socat gives: the event loop reads from one that it writes to."""
+    return stat.S_ISSOCK(os.fstat(descriptor).st_mode) and os.path.sameopenfile(descriptor, other)
