@@ -168,6 +168,27 @@ async def test_a_connection_that_the_engine_has_closed_costs_no_failure(closes_a
     assert connections == (1 if closes_after_s is None else 12)
 
 
+@pytest.mark.parametrize("beginning", [b"HTTP/1.1 200 OK\r\nx: y", b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 "])
+async def test_nor_is_anything_repeated_within_the_headers(beginning: bytes) -> None:
+    asked = 0
+
+    def handle(connection: socket.socket) -> None:
+        nonlocal asked
+        while asked < 2:
+            request_of(connection)
+            asked += 1
+            connection.sendall(chunked(piece("hello", "stop")) if asked == 1 else beginning)
+
+    listener = Listener(handle)
+    try:
+        first, second = await ask(listener.url, max_retries=3, times=2)
+    finally:
+        listener.close()
+    assert text(first) == "hello"
+    assert second["isError"]
+    assert asked == 2
+
+
 async def test_a_real_engine_can_be_asked_again_and_again_without_a_pause(engine: str) -> None:
     # llama.cpp keeps a connection open and closes it after the stream.
     settings = Settings(

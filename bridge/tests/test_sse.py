@@ -137,6 +137,13 @@ def test_what_came_before_rubbish_is_kept_and_nothing_after_it(rubbish: bytes, s
     assert str(reader.broken) == "an event that is not JSON"
 
 
+def test_the_error_of_a_proxy_that_cuts_an_event_off_is_told() -> None:
+    error = b'\n\ndata: {"error": "the engine is gone"}\n\n' + DONE
+    events, reader = read([b"data: %b\n\ndata: %b" % (A, B[:-5]), error])
+    assert events == [EVENTS[0], {"error": "the engine is gone"}]
+    assert reader.broken is not None
+
+
 def test_an_event_that_was_cut_off_is_none() -> None:
     assert read([b"data: %b\n\ndata: %b" % (A, B[:-5])])[0] == EVENTS[:1]
 

@@ -29,6 +29,7 @@ from local_llm_bridge.errors import (
 )
 from local_llm_bridge.limits import Slots
 from local_llm_bridge.router import Choice, Router, same_name
+from local_llm_bridge.texts import printable
 from local_llm_bridge.tool_calls import TooManyCallsError
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from local_llm_bridge.config import Engine, Settings
 
 PROBE_TIMEOUT_S = 3.0
+_MOST_NAMES = 50
+_LONGEST_NAME = 200
 PROBE_AGE_S = 2.0
 
 Message = dict[str, Any]
@@ -308,7 +311,7 @@ class Backend:
         except TimeoutError:
             return f"{engine.url} did not answer within {PROBE_TIMEOUT_S:g} s."
         if engine.name is not None and not any(same_name(engine.name, name) for name in names):
-            return f"{engine.url} does not serve {engine.name}; it serves {', '.join(names) or 'nothing'}."
+            return f"{engine.url} does not serve {engine.name}; it serves {_listing(names) or 'nothing'}."
         return None
 
 
@@ -382,4 +385,10 @@ def _body(engine: Engine, request: Request, max_tokens: int) -> _Body:
 
 
 def _names(engines: Sequence[Engine]) -> str:
-    return ", ".join(engine.name or "" for engine in engines)
+    return _listing([engine.name or "" for engine in engines])
+
+
+def _listing(names: Sequence[str]) -> str:
+    """Return names for an error's text, which an engine cannot make longer than can be read."""
+    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+    return ", ".join(printable(name[:_LONGEST_NAME]) for name in names[:_MOST_NAMES]) + more

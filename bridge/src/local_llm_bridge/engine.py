@@ -364,7 +364,9 @@ class EngineClient:
             started = time.monotonic()
             try:
                 return await send(trace_request_ctx=way)
-            except aiohttp.ClientConnectionError:
+            except aiohttp.ClientConnectionError as error:
+                if isinstance(error, aiohttp.ServerDisconnectedError) and not isinstance(error.message, str):
+                    raise aiohttp.ServerDisconnectedError("it broke off within its headers") from None
                 # The engine closed a connection that was kept open, as llama.cpp does after every stream. Each such
                 # try uses up one of them; a new one says what is really the matter.
                 if not way.reused or time.monotonic() - started > _STALE_S:

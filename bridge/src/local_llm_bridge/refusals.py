@@ -168,8 +168,8 @@ def no_answer(kind: str, words: str, engine: Engine) -> EngineAnswerError:
 
 def cause(error: BaseException) -> str:
     """Return the innermost reason, such as `Connection refused`."""
-    while error.__cause__ or error.__context__:
-        error = error.__cause__ or error.__context__ or error
+    while inner := error.__cause__ or (None if error.__suppress_context__ else error.__context__):
+        error = inner
     if isinstance(error, OSError) and error.errno and error.errno > 0:
         return os.strerror(error.errno)
     return _line(str(error) or type(error).__name__)

@@ -105,7 +105,7 @@ class EventReader:
         start, *others = _LINE_END.split(_BLANK_LINES.sub(rb"\1\1", packet))
         self._line += start
         for other in others:
-            if self.done or self.broken:
+            if self.done:
                 return events
             self._end_line(events)
             self._line += other
@@ -148,21 +148,23 @@ class EventReader:
     def _end_event(self, events: list[Event]) -> None:
         data, kind = b"\n".join(self._data).strip(), self._kind
         self._data, self._kind, self._size = [], b"", 0
-        if self.broken or not data:
+        if not data:
             return
         if data == _DONE:
-            self.done = True
+            self.done = not self.broken
             return
         try:
             event = self._decoded(data)
         except (ValueError, RecursionError):
             if kind != b"error":
-                self.broken = ValueError("an event that is not JSON")
+                self.broken = self.broken or ValueError("an event that is not JSON")
                 return
             event = data.decode(errors="replace")
-        if kind == b"error" and not (isinstance(event, dict) and event.get("error")):
-            event = {"error": event}
-        if event is not None:
+        is_error = isinstance(event, dict) and bool(event.get("error"))
+        if kind == b"error" and not is_error:
+            event, is_error = {"error": event}, True
+        # Where a proxy cuts an event off, its error follows, which says why.
+        if event is not None and (is_error or not self.broken):
             events.append(event)
 
     def _decoded(self, data: bytes) -> Any:  # noqa: ANN401 - it came over the wire
