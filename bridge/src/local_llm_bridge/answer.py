@@ -93,8 +93,20 @@ class Answer:
             TooManyCallsError: nobody means so many calls.
             AttributeError, TypeError, KeyError, IndexError: it is no event of a chat completion.
         """
-        if not event:
-            return
+        try:
+            choice = event["choices"][0]
+            delta = choice["delta"]
+            content = delta["content"]
+        except (TypeError, LookupError):
+            content = None
+        is_text = content.__class__ is str and content and len(delta) == 1
+        if is_text and not (choice.get("finish_reason") or event.get("usage") or event.get("error")):
+            self._text.write(content)  # and nothing else, as in nearly all events
+            self.tokens += 1
+        elif event:
+            self._add_event(event)
+
+    def _add_event(self, event: dict[str, Any]) -> None:
         if (error := event.get("error")) and self.finish_reason is None:
             raise ReportedError(str(error.get("message") if isinstance(error, dict) else error))
         if usage := event.get("usage"):
@@ -121,7 +133,10 @@ class Answer:
         usage = self._usage if isinstance(self._usage, dict) else {}
         written = _count(usage.get("completion_tokens"))
         tokens = self.tokens if written is None else written
-        characters = len(thoughts) + len(text.strip()) + self.calls.size
+        details = usage.get("completion_tokens_details")
+        thinking = (
+            _thinking(details, tokens, thoughts, len(text.strip()) + self.calls.size) if thoughts or details else 0
+        )
         return Completion(
             text=text,
             model=model,
@@ -131,7 +146,7 @@ class Answer:
             tool_calls=self.calls.done(whole=whole) if self.calls else (),
             routing=routing,
             first_token_s=self.first_token_s,
-            thinking_tokens=_thinking(usage, tokens, len(thoughts) / (characters or 1)),
+            thinking_tokens=thinking,
             thoughts=thoughts,
             remedy=remedy,
         )
@@ -238,8 +253,7 @@ def _count(value: object) -> int | None:
     return value if type(value) is int and 0 <= value <= _MOST_TOKENS else None
 
 
-def _thinking(usage: dict[str, Any], tokens: int, part: float) -> int:
+def _thinking(details: object, tokens: int, thoughts: str, others: int) -> int:
     """Return how many tokens were thoughts: as the engine says, else by their part of the characters."""
-    details = usage.get("completion_tokens_details")
     told = _count(details.get("reasoning_tokens")) if isinstance(details, dict) else None
-    return min(told, tokens) if told else round(tokens * part)
+    return min(told, tokens) if told else round(tokens * len(thoughts) / (len(thoughts) + others or 1))

@@ -62,8 +62,8 @@ def no_completion(engine: Engine, answer: Answer) -> EngineAnswerError:
 def endless(completion: Completion) -> EngineAnswerError:
     """Return the error for an answer that the bridge ended, and that has no text."""
     return EngineAnswerError(
-        f"The model {completion.model} wrote more than {MOST_CHARACTERS} characters of thoughts or calls of tools, and no "
-        "answer. Ask in another way, or look at the engine's log.",
+        f"The model {completion.model} wrote more than {MOST_CHARACTERS} characters of thoughts or calls of tools, and "
+        "no answer. Ask in another way, or look at the engine's log.",
         completion.model,
     )
 

@@ -18,7 +18,6 @@ _TAGS = (
     ("[THINK]", "[/THINK]"),
     ("<|channel|>analysis<|message|>", "<|channel|>final<|message|>"),
 )
-_CLOSING = tuple(closing for _, closing in _TAGS)
 _FENCE = re.compile(r"^\s*(?:```|~~~)", re.MULTILINE)
 _QUOTES = frozenset("'\"`“”«»([\\/=")
 _CODE_INDENT = 4
@@ -34,8 +33,8 @@ def split(text: str, *, separate: bool = False) -> tuple[str | None, str]:
     Returns: the thoughts, None if there are none, and the answer; if there are none, the text unchanged.
     """
     rest = text.lstrip()
-    if rest[:1] not in {"<", "["} and (separate or not any(closing in rest for closing in _CLOSING)):
-        return None, text
+    if rest[:1] not in {"<", "["} and (separate or not ("</" in rest or "[/" in rest or "<|" in rest)):
+        return None, text  # as nearly all are
     thoughts: list[str] = []
     while tags := next((tags for tags in _TAGS if rest.startswith(tags[0])), None):
         opening, closing = tags

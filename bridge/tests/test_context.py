@@ -1,0 +1,194 @@
+"""A context that is shorter than was thought makes a shorter answer, not a failed call."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from local_llm_bridge.calls import Call
+from local_llm_bridge.context import Refusal, read_refusal
+from tests.services import FakeEngine, answer, asked, events, piece, request_of, wire_texts
+
+if TYPE_CHECKING:
+    import socket
+
+pytestmark = pytest.mark.anyio
+
+VLLM = (
+    "This model's maximum context length is {limit} tokens. However, you requested {asked} output tokens and your "
+    "prompt contains {given} input tokens, for a total of {total} tokens."
+)
+SILENT = "The request is too long: max_tokens."
+
+
+class Strict(FakeEngine):
+    """Refuses what does not fit into its context, as vLLM does; counts a token for so many characters."""
+
+    def __init__(self, limit: int, per_token: float, words: str = VLLM, *, tells: bool = True) -> None:
+        super().__init__(events(piece("hello", "stop")))
+        self._limit, self._per_token, self._words, self._tells = limit, per_token, words, tells
+
+    def _handle(self, connection: socket.socket) -> None:
+        request = request_of(connection)
+        if not request:
+            model: dict[str, Any] = {"id": "m", "max_model_len": self._limit} if self._tells else {"id": "m"}
+            connection.sendall(answer("200 OK", "application/json", json.dumps({"data": [model]})))
+            return
+        self.requests.append(request)
+        given = round(sum(len(message["content"]) for message in request["messages"]) / self._per_token)
+        wanted = request["max_tokens"]
+        if given + wanted <= self._limit:
+            connection.sendall(self.reply)
+            return
+        words = self._words.format(limit=self._limit, asked=wanted, given=given, total=given + wanted)
+        body = json.dumps({"error": {"message": words, "type": "BadRequestError", "code": 400}})
+        connection.sendall(answer("400 Bad Request", "application/json", body))
+
+
+@pytest.mark.parametrize(
+    ("words", "refusal"),
+    [
+        # vLLM, old to new
+        (
+            (
+                "This model's maximum context length is 4096 tokens. However, you requested 5000 tokens (3000 in the "
+                "messages, 2000 in the completion). Please reduce the length of the messages or completion."
+            ),
+            Refusal(4096, 1096),
+        ),
+        (VLLM.format(limit=8192, asked=2000, given=7000, total=9000), Refusal(8192, 1192)),
+        (
+            (
+                "'max_tokens' or 'max_completion_tokens' is too large: 2000. This model's maximum context length is "
+                "2048 tokens and your request has 1500 input tokens (2000 > 2048 - 1500)."
+            ),
+            Refusal(2048, 548),
+        ),
+        (
+            (
+                "You passed 7001 input tokens and requested 2000 output tokens. However, the model's context length is "
+                "only 8192 tokens, resulting in a maximum input length of 6192 tokens."
+            ),
+            Refusal(8192, 1191),
+        ),
+        ("max_tokens=2000 cannot be greater than max_model_len=max_total_tokens=1024.", Refusal(1024, None)),
+        # SGLang
+        (
+            (
+                "Requested token count exceeds the model's maximum context length of 8192 tokens. You requested a "
+                "total of 9000 tokens: 7000 tokens from the input messages and 2000 tokens for the completion."
+            ),
+            Refusal(8192, 1192),
+        ),
+        ("The input (9001 tokens) is longer than the model's context length (8192 tokens).", Refusal(8192, -809)),
+        # TGI, llama.cpp, OpenAI and services that speak like it
+        (
+            "`inputs` tokens + `max_new_tokens` must be <= 4096. Given: 3000 `inputs` tokens and 2000 `max_new_tokens`",
+            Refusal(4096, 1096),
+        ),
+        ("request (40012 tokens) exceeds the available context size (2048 tokens)", Refusal(2048, -37964)),
+        (
+            "This model's maximum context length is 8192 tokens. However, your messages resulted in 9000 tokens.",
+            Refusal(8192, -808),
+        ),
+        (
+            "max_tokens is too large: 5000. This model supports at most 4096 completion tokens.",
+            Refusal(None, 4096),
+        ),
+        ("Invalid max_tokens value, the valid range of max_tokens is [1, 8192]", Refusal(None, 8192)),
+        ("`max_tokens` must be less than or equal to `8192`, the maximum value", Refusal(None, 8192)),
+        ("This model's maximum context length is 32,768 tokens. You requested 33,000 tokens.", Refusal(32768, 1768)),
+        # nothing to learn from
+        ("The model server at http://10.0.0.7:8000/v1 refused the request (HTTP 400).", Refusal(None, None)),
+        ("temperature must be at most 2", Refusal(None, None)),
+        ("context length is " + "9" * 5000, Refusal(9_999_999_999, None)),
+    ],
+)
+def test_refusals_are_understood(words: str, refusal: Refusal) -> None:
+    assert read_refusal(words, 2000) == refusal
+
+
+@pytest.mark.parametrize(
+    ("limit", "tool", "argument", "size"),
+    [
+        (8192, "chat", "message", 4000),
+        (4096, "code_generation", "task", 3800),
+        (4096, "review_code", "code", 3800),
+        (2048, "code_generation", "task", 20),
+        (2048, "chat", "message", 200),
+    ],
+)
+@pytest.mark.parametrize("words", [VLLM, SILENT])
+async def test_an_answer_gets_the_room_that_there_is(
+    limit: int, tool: str, argument: str, size: int, words: str
+) -> None:
+    engine = Strict(limit, 3.5, words)
+    (result,) = await asked(Call(tool, {argument: "a" * size}), reply=engine)
+    assert wire_texts(result) == ["hello"]
+    assert len(engine.requests) <= 2
+    assert engine.requests[-1]["max_tokens"] <= limit
+
+
+@pytest.mark.parametrize("size", [3000, 5000, 7000])
+async def test_text_that_has_more_tokens_than_was_estimated_is_asked_once_more(size: int) -> None:
+    engine = Strict(4096, 2.0)
+    call = Call("chat", {"message": "ab" * (size // 2)})
+    (result,) = await asked(call, reply=engine, engine={"context": 4096})
+    assert wire_texts(result) == ["hello"]
+    assert engine.requests[-1]["max_tokens"] == min(4096 - size // 4, 2000) or len(engine.requests) == 2
+
+
+async def test_what_an_engine_said_of_its_context_is_remembered() -> None:
+    engine = Strict(2048, 4.0)
+    calls = [Call("chat", {"message": "a" * size}) for size in (400, 800)]
+    assert [wire_texts(result) for result in await asked(*calls, reply=engine)] == [["hello"], ["hello"]]
+    assert [request["max_tokens"] for request in engine.requests] == [2000, 1948, 1848]
+
+
+async def test_a_question_that_cannot_fit_is_refused_in_the_engines_words_and_then_before_it_is_sent() -> None:
+    engine = Strict(2048, 4.0)
+    call = Call("chat", {"message": "a" * 9000})
+    refused, known = await asked(call, call, reply=engine)
+    assert "maximum context length is 2048 tokens" in wire_texts(refused)[0]
+    assert wire_texts(known)[0].startswith("The input is about 2250 tokens, the context of m is 2048.")
+    assert len(engine.requests) == 1
+
+
+@pytest.mark.parametrize("words", [SILENT, "max_tokens must be an odd number", "Your temperature is out of range."])
+async def test_a_refusal_that_is_not_understood_is_passed_on_after_one_try(words: str) -> None:
+    engine = Strict(10, 4.0, words, tells=False)
+    (result,) = await asked(Call("chat", {"message": "hi"}), reply=engine)
+    assert result["isError"]
+    assert words in wire_texts(result)[0]
+    assert len(engine.requests) == 1
+
+
+async def test_an_engine_that_refuses_again_is_not_asked_a_third_time() -> None:
+    refusal = json.dumps({"error": {"message": VLLM.format(limit=1000, asked=2000, given=10, total=2010)}})
+    engine = FakeEngine(answer("400 Bad Request", "application/json", refusal))
+    (result,) = await asked(Call("chat", {"message": "hi"}), reply=engine)
+    assert result["isError"]
+    assert [request["max_tokens"] for request in engine.requests] == [2000, 990]
+
+
+async def test_a_refusal_in_the_stream_is_one_too() -> None:
+    class InStream(Strict):
+        def _handle(self, connection: socket.socket) -> None:
+            self.requests.append(request_of(connection))
+            words = VLLM.format(limit=1000, asked=2000, given=10, total=2010)
+            fits = self.requests[-1]["max_tokens"] < 1000
+            connection.sendall(self.reply if fits else events({"error": {"message": words, "code": 400}}))
+
+    (result,) = await asked(Call("chat", {"message": "hi"}), reply=InStream(1000, 4.0))
+    assert wire_texts(result) == ["hello"]
+
+
+async def test_an_answer_cut_by_the_context_says_that_it_was_the_context() -> None:
+    engine = Strict(2048, 4.0)
+    engine.reply = events(piece("hello", "length"))
+    (result,) = await asked(Call("chat", {"message": "a" * 800}), reply=engine)
+    note = wire_texts(result)[1]
+    assert re.search(r"For a longer answer, send less, or give m a longer context", note), note
