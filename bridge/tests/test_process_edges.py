@@ -292,6 +292,17 @@ class TestInput:
         assert (reply["id"], reply["error"]["code"]) == (None, code)
         assert said in reply["error"]["message"]
 
+    @pytest.mark.parametrize(
+        ("written", "answered"),
+        [("1.0", 1), ("-0.0", 0), ('"1.0"', "1.0"), ("1.5", None), ("1e308", None), ("true", None), ("null", None),
+         ("{}", None), ("[1]", None), ("NaN", None)],
+    )  # fmt: skip
+    def test_an_id_that_is_none_is_answered_too(self, written: str, answered: float | str | None) -> None:
+        line = f'{{"jsonrpc": "2.0", "id": {written}, "method": "ping"}}\n'
+        (reply,) = map(json.loads, shell("exec $B", data=line.encode()).stdout.splitlines())
+        assert reply["id"] == answered
+        assert ("result" in reply) if answered is not None else (reply["error"]["code"] == -32600)
+
     def test_powershell_begins_with_a_byte_order_mark(self) -> None:
         done = shell("exec $B", data=b"\xef\xbb\xbf" + PING.replace(b"\n", b"\r\n"))
         assert (done.returncode, done.stdout) == (0, PONG)

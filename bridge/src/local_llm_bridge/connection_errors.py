@@ -195,11 +195,12 @@ def _trust() -> str:
         name = os.environ.get(variable)
         if not name:
             continue
-        path = Path(name)
-        if not (path.is_file() if kind == "file" else path.is_dir()):
-            return f"{variable} names {name}, and there is no such {kind}: correct it, and start the bridge again."
-        if kind == "file" and (problem := _problem_of(path)):
-            return f"{variable} names {name}, which {problem}: correct it, and start the bridge again."
+        for part in name.split(os.pathsep) if kind == "folder" else [name]:
+            path = Path(part)
+            if not (path.is_file() if kind == "file" else path.is_dir()):
+                return f"{variable} names {part}, and there is no such {kind}: correct it, and start the bridge again."
+            if kind == "file" and (problem := _problem_of(path)):
+                return f"{variable} names {part}, which {problem}: correct it, and start the bridge again."
         todo = f"{variable} names {name}, which does not hold the authority: add it there, and start the bridge again"
     return f"{todo}."
 

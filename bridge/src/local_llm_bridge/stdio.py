@@ -44,6 +44,7 @@ log = logging.getLogger(__name__)
 
 LONGEST_LINE = 2**26
 """In bytes. What is longer ends the conversation: nobody can tell where the next message begins."""
+_MOST_EXACT = 2**53  # above it a float is not one whole number alone
 _LINES_AHEAD = 64
 """How many lines are read of a file before the first of them has been taken in."""
 _EXAMPLE = '{"jsonrpc":"2.0","id":1,"method":"tools/list"}'
@@ -136,6 +137,12 @@ class Session:
         if not isinstance(message, dict):
             self._refuse(-32600, _NO_BATCH if isinstance(message, list) else _NO_OBJECT)
             return
+        if "method" in message and "id" in message and not isinstance(message["id"], str):
+            number = _whole(message["id"])
+            if number is None:  # it would pass for a notification, and its sender wait for ever
+                self._refuse(-32600, "Invalid request: the id has to be a text or a whole number")
+                return
+            message["id"] = number
         message = self._completed(message)
         request = read(message)
         if request and self._is_in_order(request):
@@ -357,6 +364,13 @@ async def _lines_of_file() -> AsyncIterator[bytes]:
         if isinstance(line, OSError):
             raise line
         yield line
+
+
+def _whole(value: object) -> int | None:
+    """Return a whole number, also one that came as 1.0; None: it is something else."""
+    if isinstance(value, float) and value.is_integer() and abs(value) <= _MOST_EXACT:
+        return int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def _is_pipe(descriptor: int) -> bool:
