@@ -75,6 +75,13 @@ class Strict(FakeEngine):
             Refusal(8192, 1191),
         ),
         ("max_tokens=2000 cannot be greater than max_model_len=max_total_tokens=1024.", Refusal(1024, None)),
+        (
+            (
+                "This model's maximum context length is 4097 tokens, however you requested 4116 tokens (3860 in "
+                "your prompt; 256 for the completion). Please reduce your prompt; or completion length."
+            ),
+            Refusal(4097, 237),
+        ),
         # SGLang
         (
             (

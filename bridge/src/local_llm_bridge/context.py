@@ -22,7 +22,8 @@ _CONTEXT = (
     rf"max_new_tokens\W+must be <=? ?{_NUMBER}",
 )
 _INPUT = (
-    rf"{_NUMBER} (?:input tokens|in the (?:messages|prompt)|of text input|tokens (?:from|in) the (?:input|prompt))",
+    rf"{_NUMBER} (?:input tokens|in (?:the|your) (?:messages|prompt)|of text input)",
+    rf"{_NUMBER} tokens (?:from|in) the (?:input|prompt)",
     rf"{_NUMBER}\W+inputs\W+tokens",
     rf"\b(?:request|prompt|input|messages resulted in)\b[^.\d]{{0,30}}?{_NUMBER} (?:prompt )?tokens",
 )
