@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import gateway_preflight as preflight
@@ -152,3 +153,28 @@ def test_the_other_gateways_have_addresses() -> None:
         preflight.resolved([])
     with pytest.raises(ValueError, match=r"gateway2: nowhere\.invalid is not known on this host"):
         preflight.resolved([{"name": "gateway2", "address": "nowhere.invalid"}])
+
+
+def test_names_are_looked_up_as_the_name_servers_know_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {
+        "/etc/resolv.conf": [["search", "example.com", "example.net"], ["nameserver", "10.0.0.1"]],
+        "/etc/hosts": [["127.0.0.1", "localhost"], ["10.0.0.9", "listed.example.com", "Listed"]],
+    }
+    known = {"short.example.net", "full.example.org"}
+    monkeypatch.setattr(preflight, "settings", files.__getitem__)
+    monkeypatch.setattr(preflight, "is_in_dns", known.__contains__)
+    hosts = ["short", "full.example.org", "unknown", "listed", "10.0.0.5", "[fd00::1]", "fd00::1"]
+    assert preflight.names_of_dns(hosts) == {
+        "short": "short.example.net",
+        "full.example.org": "full.example.org",
+        "unknown": "unknown",
+    }
+    files["/etc/resolv.conf"] = []
+    assert preflight.names_of_dns(hosts) == {}
+
+
+def test_settings_are_read_without_comments(tmp_path: Path) -> None:
+    file = tmp_path / "hosts"
+    file.write_text("# all\n10.0.0.1\ta b # not c\n\n; d\n")
+    assert preflight.settings(str(file)) == [["10.0.0.1", "a", "b"]]
+    assert preflight.settings(str(tmp_path / "none")) == []

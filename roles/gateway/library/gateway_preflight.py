@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import os
 import re
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
@@ -19,6 +21,7 @@ short_description: What would keep the door from being served here
 description:
   - Reads the input, the host's addresses and listeners. Changes nothing.
   - Returns C(virtual_interface), where the virtual address belongs, and C(peers), the other gateways' IPv4 addresses.
+  - Returns C(names), under which name a name server knows each host that is to be looked up at run time.
 author: local-llm-fleet
 options:
   unit:
@@ -176,6 +179,49 @@ def resolved(peers: list[dict[str, Any]]) -> list[str]:
     return [str(address) for address in addresses]
 
 
+def settings(path: str) -> list[list[str]]:
+    """The lines of a file such as /etc/hosts, in words, without comments; none if there is no such file."""
+    file = Path(path)
+    lines = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.exists() else []
+    return [words for line in lines if (words := re.split("[#;]", line)[0].split())]
+
+
+def names_of_dns(hosts: Iterable[str]) -> dict[str, str]:
+    """Under which name HAProxy asks the name servers for each host while it runs.
+
+    HAProxy reads neither /etc/hosts nor the domains that are searched. A host that is in that file stays with libc,
+    which is asked when HAProxy starts; one that no name server knows now is asked for as it is.
+
+    Args:
+        hosts: Names and IP addresses.
+
+    Returns:
+        The full name of each host that is to be looked up at run time.
+    """
+    configuration = settings("/etc/resolv.conf")
+    if not any(words[0] == "nameserver" for words in configuration):
+        return {}
+    domains = [words[1:] for words in configuration if words[0] in ("search", "domain")]
+    listed = {name.lower() for words in settings("/etc/hosts") for name in words[1:]}
+    os.environ["RES_OPTIONS"] = "timeout:2 attempts:1"  # a name server that is away is not waited for
+    names = {}
+    for host in set(hosts):
+        if ":" in host or re.fullmatch("[0-9.]+", host) or host.lower() in listed:
+            continue
+        searched = [f"{host}.{domain}" for domain in (domains[-1] if domains else [])]
+        candidates = [host, *searched] if "." in host else [*searched, host]
+        names[host] = next(filter(is_in_dns, candidates), host)
+    return names
+
+
+def is_in_dns(name: str) -> bool:
+    """Whether a full name has an address."""
+    try:
+        return bool(socket.getaddrinfo(f"{name}.", None))
+    except (OSError, UnicodeError):
+        return False
+
+
 def name_problems(where: str, kind: str, entries: list[dict[str, Any]]) -> Iterator[str]:
     """What is wrong with the names in a list.
 
@@ -305,7 +351,10 @@ def main() -> None:
             problems.append(str(problem))
     if problems:
         module.fail_json(msg="\n".join(problems))
-    module.exit_json(changed=False, **shared)
+    addresses = [server["address"] for model in params["models"] for server in model["servers"]]
+    addresses += [bridge["address"] for bridge in params["bridges"]]
+    hosts = [address.rpartition(":")[0] for address in addresses] + [peer["address"] for peer in params["peers"]]
+    module.exit_json(changed=False, names=names_of_dns(hosts), **shared)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,457 @@
+"""Hostile engines and hostile clients: what each tries, and what another developer sees meanwhile."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import raw
+from door import QUESTION, TOKENS, Door, address
+from raw import CONTINUATION, END_HEADERS, END_STREAM, HEADERS, PING, PREFACE, RST_STREAM, SETTINGS, Frames, frame
+from testinfra.host import Host
+
+from tests.lab.waiting import until
+
+SCENARIO = Path(__file__).resolve().parent.parent
+PODMAN = SCENARIO.parent.parent / "tests/lab/bin/podman"
+UNIT = "local-llm-gateway"
+SOCKET = "/run/local-llm-gateway/admin.sock"
+MIB = 2**20
+
+pytestmark = pytest.mark.units(UNIT)
+
+Guest = Callable[..., Host]
+Records = Callable[..., list[dict[str, Any]]]
+
+
+@pytest.fixture
+def ip(host: Host) -> str:
+    """Address of a guest whose gateway is asked."""
+    return str(address(host))
+
+
+def command(host: Host, line: str) -> str:
+    """What the running HAProxy answers to a command."""
+    script = (
+        "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); "
+        "s.send(sys.argv[2].encode() + b'\\n'); print(b''.join(iter(lambda: s.recv(65536), b'')).decode())"
+    )
+    return str(host.check_output("python3 -c %s %s %s", script, SOCKET, line))
+
+
+def info(host: Host, name: str) -> int:
+    """A number of HAProxy's about itself."""
+    return int(dict(line.split(": ", 1) for line in command(host, "show info").splitlines() if ": " in line)[name])
+
+
+def server(host: Host, backend: str, name: str) -> list[str]:
+    """What HAProxy says of a server: its address is the fifth, whether it is up the sixth."""
+    lines = command(host, f"show servers state {backend}").splitlines()
+    return next(words for words in map(str.split, lines) if words[3:4] == [name])
+
+
+@contextmanager
+def developer(ip: str) -> Iterator[list[float]]:
+    """A developer asks all the time, over new connections and an old one; gives how long each answer took, in seconds.
+
+    Each has to be right.
+    """
+    took: list[float] = []
+    done = threading.Event()
+    old = Door(ip)
+
+    def ask() -> None:
+        while not done.wait(0.1):
+            for door in (Door(ip), old):
+                start = time.monotonic()
+                status = door.ask("GET", "/v1/models").status
+                took.append(time.monotonic() - start)
+                assert status == 200
+                if door is not old:
+                    door.close()
+
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(ask)
+        try:
+            until(lambda: len(took) >= 6)
+            yield took
+        finally:
+            done.set()
+        asked.result()
+
+
+@contextmanager
+def attack(attacker: Host, ip: str, count: int, kind: str) -> Iterator[int]:
+    """Connections from a guest, held by molecule/gateway/files/attack.py; gives how many were made."""
+    script = (SCENARIO / "files/attack.py").read_text()
+    argv = [str(PODMAN), "exec", "--interactive", attacker.backend.name, "python3", "-c", script, ip, str(count), kind]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin
+        assert process.stdout
+        try:
+            yield int(process.stdout.readline())
+        finally:
+            process.stdin.close()
+
+
+# --- engines ---
+
+
+@pytest.mark.parametrize("status", [101, 301, 302, 303, 307, 308, 399])
+def test_no_redirect_reaches_a_client(ip: str, status: int, host: Host, records: Records) -> None:
+    since = host.check_output("date '+%F %T.%6N'")
+    elsewhere = {"Location": "http://elsewhere/", "Upgrade": "x", "Connection": "upgrade"}
+    reply = Door(ip).post({"model": "mirror", "status": status, "headers": elsewhere})
+    assert reply.status == 502
+    assert "location" not in reply.headers
+    assert reply.headers["x-should-retry"] == "false"
+    assert reply.json["error"]["type"] == "api_error"
+    (record,) = records(host, since, count=1)
+    assert (record["status"], record["outcome"], record["server"]) == (502, "failed", "here")
+
+
+def test_only_headers_that_clients_need_pass(ip: str) -> None:
+    needed = {
+        "cache-control": "no-store",
+        "content-type": "application/json",
+        "mcp-session-id": "1",
+        "request-id": "2",
+        "retry-after": "3",
+        "www-authenticate": "Bearer",
+        "x-request-id": "4",
+        "x-should-retry": "true",
+    }
+    others = ["Alt-Svc", "Clear-Site-Data", "Content-Location", "Link", "Location", "Refresh", "Server", "Set-Cookie"]
+    others += ["Access-Control-Allow-Origin", "X-Accel-Redirect", "X-Secret"]
+    given = needed | dict.fromkeys(others, "x")
+    for status in (200, 429, 503):
+        reply = Door(ip).post({"model": "mirror", "status": status, "headers": given})
+        if status == 503:  # another server is asked, and there is none
+            assert reply.status in (502, 503)
+            continue
+        assert reply.status == status
+        framing = {"connection", "content-length", "strict-transport-security", "transfer-encoding"}
+        assert {name: value for name, value in reply.headers.items() if name not in framing} == needed
+
+
+def test_what_comes_before_an_answer_does_not_pass(host: Host, ip: str) -> None:
+    early = {"model": "mirror", "interim": {"Set-Cookie": "a=b", "Link": "</x>"}}
+    for version in ("--http1.1", "--http2"):
+        shown = curl(host, ip, version, "--include", body=early)
+        assert shown.startswith("HTTP/" + ("1.1 502" if version == "--http1.1" else "2 502"))
+        assert "a=b" not in shown
+
+
+def curl(host: Host, ip: str, *options: str, body: Any, path: str = QUESTION) -> str:
+    """What the guest's own curl gets for a question; its client sends again what it may send again."""
+    words = " ".join(options)
+    line = f"curl -sk {words} -H 'Authorization: Bearer {TOKENS['alice']}' --data-binary @- https://{ip}{path}"
+    return str(host.check_output("printf %%s %s | " + line.replace("%", "%%"), json.dumps(body)))
+
+
+@pytest.mark.parametrize("version", ["--http1.1", "--http2"])
+def test_a_request_that_ends_its_engine_is_sent_once(host: Host, ip: str, version: str) -> None:
+    """Over a connection that has had an answer before, too: there a client would send it again by itself."""
+    reason = f"{version}-{time.monotonic()}"
+    lethal = json.dumps({"model": "mirror", "dies": reason})
+    shown = host.check_output(
+        "curl -sk %s -H %s -d %s %s -w '%%{http_code} ' --next -sk %s -H %s -d %s %s -w ' %%{http_code}'",
+        *(version, f"Authorization: Bearer {TOKENS['alice']}", '{"model": "mirror"}', f"https://{ip}{QUESTION}"),
+        *(version, f"Authorization: Bearer {TOKENS['alice']}", lethal, f"https://{ip}{QUESTION}"),
+    )
+    assert "}200 " in shown
+    assert shown.endswith(" 502")
+    assert "the request may be the reason" in shown
+    deaths = host.check_output("curl -si http://127.0.0.1:9000/deaths | grep Deaths:").partition(": ")[2]
+    assert json.loads(deaths)[reason] == 1
+
+
+# --- clients that send what they should not ---
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        '{"model": "mirror", "model": "qwen2-tiny"}',
+        '{"model": "qwen2-tiny", "messages": [{"model": {}}], "model": "mirror"}',
+        '{"model": "mirror", "mod\\u0065l": "qwen2-tiny"}',
+        '{"\\u006Dodel": "qwen2-tiny", "model": "mirror"}',
+        '{"model": "mirror", "model"\t:\n null}',
+        '{"model": "mirror\\u0000"}',
+        '{"model": "mirror\\n"}',
+        '{"model": "mirror", "x": "\0"}',
+    ],
+)
+def test_a_body_names_one_model(ip: str, body: str) -> None:
+    reply = Door(ip).post(body)
+    assert reply.status == 400
+    assert "model" in reply.json["error"]["message"]
+
+
+def test_a_model_inside_of_something_else_is_nobodys_business(ip: str) -> None:
+    tool = {"name": "Task", "input_schema": {"properties": {"model": {"type": "string", "enum": ["model"]}}}}
+    used = {"type": "tool_use", "input": {"model": "opus", "text": 'a \\"model\\": \\u006dodel {[ "model": "x"'}}
+    body = {"tools": [tool], "messages": [{"content": [used, used]}, "model"], "model": "mirror"}
+    assert Door(ip).post(body).status == 200
+    assert Door(ip).post(json.dumps(body).replace("opus", "\\u006fpus")).status == 200
+
+
+@pytest.mark.parametrize("name", ["a b", "a/b", 'a"b', "a\\b", "user@host", "\x7f", "é"])
+def test_a_host_is_the_name_of_one(ip: str, name: str) -> None:
+    with raw.connect(ip) as plain:
+        lines = ("GET /v1/models HTTP/1.1", f"Host: {name}", f"Authorization: Bearer {TOKENS['alice']}", "", "")
+        plain.sendall("\r\n".join(lines).encode())
+        assert plain.recv(100).startswith(b"HTTP/1.1 400 ")
+
+
+def test_who_sends_too_much_is_told_so(guest: Guest) -> None:
+    """By httpx, which sends on over HTTP/2 until it may not, and then waits; and by curl."""
+    both = [guest("debian12"), guest("debian13")]
+    client = (SCENARIO / "files/too_large.py").read_text()
+    shown = both[1].check_output("python3 -c %s %s %s", client, *map(address, both))
+    assert set(shown.splitlines()) == {"HTTP/1.1 413", "HTTP/2 413"}
+    assert len(shown.splitlines()) == 16
+    for host in both:
+        for version in ("--http1.1", "--http2"):
+            post = "head -c 5M /dev/zero | curl -sk %s -m 30 -w ' %%{http_code}' -H %s --data-binary @- https://%s/mcp"
+            answer = host.check_output(post, version, f"Authorization: Bearer {TOKENS['bob']}", address(host))
+            assert '"jsonrpc":"2.0"' in answer
+            assert answer.endswith(" 413")
+
+
+def odd(chance: random.Random, stream: int) -> bytes:
+    """A request that is odd somewhere, as a frame of HTTP/2."""
+    some = bytes(chance.choice(b'\x01\x1f "\\/{}[]%:\x7f\x80\xc3\xa9\xff-_aZ9') for _ in range(chance.randrange(1, 40)))
+    fields = raw.request(b"/v1/models" + chance.choice([b"", b"?", b"/"]))
+    place = chance.randrange(len(fields) + 3)
+    if place < len(fields):
+        fields[place] = (fields[place][0], chance.choice([b"", b"/" + some, some]))
+    elif place == len(fields):
+        fields.append((b"authorization", some))
+    elif place == len(fields) + 1:
+        fields.append((b"x-" + some.lower(), some))
+    else:
+        fields.append((b"content-length", chance.choice([b"-1", b"x", b"9" * 30])))
+    return bytes(frame(HEADERS, END_HEADERS | END_STREAM, stream, raw.headers(fields)))
+
+
+def test_records_are_json_whatever_comes(host: Host, ip: str) -> None:
+    """Ten thousand odd requests of HTTP/2, and a few of what is not HTTP at all."""
+    since = host.check_output("date '+%F %T.%6N'")
+    chance = random.Random(14)  # noqa: S311
+    sent = 0
+    for nonsense in (
+        b"\0\0\n\n",
+        b'GET /"\\\x7f HTTP/1.1\r\n\r\n',
+        b"A\x01 / HTTP/1.1\r\n\r\n",
+        b"GET / HTTP/9.9\r\n\r\n",
+    ):
+        with raw.connect(ip) as plain:
+            plain.sendall(nonsense)
+            plain.recv(100)
+    while sent < 10_000:
+        frames = Frames(ip)
+        for first in range(1, 400, 100):  # more of them, and their answers would need more window
+            batch = range(first, first + 100, 2)
+            with suppress(OSError):
+                frames.send(*(odd(chance, number) for number in batch))
+            sent += len(batch)
+            while not frames.ended.issuperset(batch) and frames.read():
+                pass
+        frames.close()
+    Door(ip).ask("GET", "/v1/models")
+    journal = "journalctl -q --namespace=local-llm-audit -t local-llm-audit -p info..info -o cat --since=%s"
+    until(lambda: host.run(f"{journal} | tail -1 | grep alice", since).rc == 0)
+    read = f"{journal} | python3 -c 'import json, sys; print(len([json.loads(line) for line in sys.stdin]))'"
+    assert int(host.check_output(read, since)) > 1000
+    command(host, "clear table addresses")
+
+
+# --- clients that say nothing ---
+
+
+def test_silence_from_another_address_costs_nothing(guest: Guest) -> None:
+    """Four thousand connections."""
+    host, attacker = guest("debian12"), guest("debian13")
+    ip = address(host)
+    with developer(ip) as took:
+        before = max(took)
+        del took[:]
+        with attack(attacker, ip, 4000, "silent"):
+            until(lambda: len(took) >= 20)
+            assert info(host, "CurrConns") < 100
+        assert max(took) < before + 5
+    until(lambda: info(host, "CurrConns") < 20)
+
+
+def test_silence_from_the_same_address_ends_in_seconds(guest: Guest) -> None:
+    """Who is connected notices nothing, and who comes new gets in as soon as the silent ones are hung up on."""
+    host = guest("debian12")
+    ip = address(host)
+    old = Door(ip)
+    assert old.ask("GET", "/v1/models").status == 200
+    argv = ["python3", str(SCENARIO / "files/attack.py"), ip, "4000", "silent"]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        process.stdout.readline()
+        for _ in range(5):
+            assert old.ask("GET", "/v1/models").status == 200
+
+        def comes_in() -> bool:
+            with suppress(OSError):
+                return bool(Door(ip).ask("GET", "/v1/models").status == 200)
+            return False
+
+        until(comes_in, 60)
+        process.communicate("")
+
+
+def test_headers_without_an_end_take_little_memory(guest: Guest) -> None:
+    """A hundred connections that each send 4 MiB of them, before any token."""
+    host, attacker = guest("debian12"), guest("debian13")
+    ip = address(host)
+
+    def memory() -> int:
+        pids = "pgrep --parent $(systemctl show --property=MainPID --value local-llm-gateway)"
+        return int(
+            host.check_output(f"cat $({pids} | sed 's,.*,/proc/&/status,') | awk '/VmRSS/ {{s += $2}} END {{print s}}'")
+        )
+
+    before = memory()
+    with developer(ip) as took, attack(attacker, ip, 100, "headers"):
+        del took[:]
+        until(lambda: len(took) >= 10)
+        assert memory() - before < 200 * 1024
+
+
+BLOCK = raw.headers([(b":method", b"GET")])
+HELLO = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc"
+BOB = f"Authorization: Bearer {TOKENS['bob']}"
+POST = f"POST {QUESTION} HTTP/1.1\r\nHost: x\r\n{BOB}\r\nContent-Length: 999\r\n\r\n".encode()
+SLOW = {
+    "no hello": (None, b"", b""),
+    "half a hello": (None, HELLO, b""),
+    "a hello, byte by byte": (None, HELLO, b"\x03"),
+    "no request": ("http/1.1", b"", b""),
+    "half a request": ("http/1.1", b"GET / HTTP/1.1\r\nHost: x\r\n", b""),
+    "a request, line by line": ("http/1.1", b"GET / HTTP/1.1\r\nHost: x\r\n", b"a: b\r\n"),
+    "a body that does not come": ("http/1.1", POST, b""),
+    "no preface": ("h2", b"", b""),
+    "a preface": ("h2", PREFACE + frame(SETTINGS), b""),
+    "settings": ("h2", PREFACE + frame(SETTINGS), frame(SETTINGS)),
+    "pings": ("h2", PREFACE + frame(SETTINGS), frame(PING, payload=b"12345678")),
+    "half a request of HTTP/2": ("h2", PREFACE + frame(SETTINGS) + frame(HEADERS, 0, 1, BLOCK), b""),
+    "continuations": (
+        "h2",
+        PREFACE + frame(SETTINGS) + frame(HEADERS, 0, 1, BLOCK),
+        frame(CONTINUATION, 0, 1, b"\0\1a\1b"),
+    ),
+}
+
+
+def test_whoever_takes_too_long_is_hung_up_on(guest: Guest) -> None:
+    with ThreadPoolExecutor(2 * len(SLOW)) as pool:
+        opened: dict[str, Future[float]] = {
+            f"{what} on {name}": pool.submit(raw.open_for, address(guest(name)), *how)
+            for name in ("debian12", "debian13")
+            for what, how in SLOW.items()
+        }
+        assert {what: seconds for what, future in opened.items() if (seconds := future.result()) > 30} == {}
+
+
+def test_floods_of_http2_slow_nobody(host: Host, ip: str) -> None:
+    """Streams that are reset at once, settings, pings, a request that has no end, and many streams."""
+    streams = range(1, 20_001, 2)
+    ask = raw.headers(raw.request(b"/v1/models"))
+    floods = {
+        "resets": [frame(HEADERS, 5, n, ask) + frame(RST_STREAM, 0, n, b"\0\0\0\x08") for n in streams],
+        "settings": [frame(SETTINGS, payload=b"\0\3\0\0\0\x64")] * 20_000,
+        "pings": [frame(PING, payload=b"12345678")] * 20_000,
+        "continuations": [
+            frame(HEADERS, 0, 1, BLOCK),
+            *[frame(CONTINUATION, 0, 1, raw.headers([(b"a", b"b" * 90)]))] * 20_000,
+        ],
+        "streams": [frame(HEADERS, 5, n, ask) for n in streams],
+    }
+
+    def flood(frames: list[bytes]) -> None:
+        with suppress(OSError):
+            connection = Frames(ip)
+            for first in range(0, len(frames), 500):
+                connection.send(*frames[first : first + 500])
+            connection.close()
+
+    with developer(ip) as took, ThreadPoolExecutor(len(floods)) as pool:
+        del took[:]
+        list(pool.map(flood, floods.values()))
+        until(lambda: len(took) >= 10)
+    until(lambda: info(host, "CurrConns") < 20)
+    assert Counter(door.ask("GET", "/v1/models").status for door in [Door(ip)] * 3) == {200: 3}
+
+
+# --- what is not there yet ---
+
+
+def test_a_gateway_starts_without_its_address_and_its_names(guest: Guest) -> None:
+    """As at a boot before the network is up. A name that nobody knows is looked up until somebody does."""
+    host = guest("debian12")
+    ip = address(host)
+    interface = host.check_output("ip -4 -o route get 192.0.2.1").split(" dev ")[1].split()[0]
+    prefix = host.check_output("ip -4 -o address show to %s dev %s", ip, interface).split()[3]
+    route = host.check_output("ip -4 route show default")
+    host.check_output("nft add table inet no_dns")
+    try:
+        host.check_output("nft 'add chain inet no_dns out { type filter hook output priority 0; }'")
+        host.check_output("nft add rule inet no_dns out meta l4proto '{ tcp, udp }' th dport 53 reject")
+        host.check_output("ip address del %s dev %s", prefix, interface)
+        try:
+            host.check_output("systemctl restart %s", UNIT)
+        finally:
+            host.check_output("ip address add %s dev %s", prefix, interface)
+            host.check_output(f"ip route replace {route}")
+        assert Door(ip).ask("GET", "/v1/models").status == 200
+        assert Door(ip).post({"model": "mirror"}).status == 200
+        assert server(host, "model-qwen2-tiny", "debian13")[4] in ("-", "0.0.0.0")  # noqa: S104
+        host.check_output("systemctl reload %s", UNIT)  # one name that is not known fails no reload
+        assert Door(ip).ask("GET", "/v1/models").status == 200
+    finally:
+        host.check_output("nft delete table inet no_dns")
+    until(lambda: server(host, "model-qwen2-tiny", "debian13")[4] == address(guest("debian13")))
+
+
+def test_a_gateway_that_cannot_start_tries_until_it_can(guest: Guest) -> None:
+    host = guest("debian13")
+    restarts = "systemctl show --property=NRestarts --value %s"
+    host.check_output("mv /etc/local-llm-gateway/door.pem /etc/local-llm-gateway/door.pem.away")
+    try:
+        host.run("systemctl restart %s", UNIT)
+        until(lambda: int(host.check_output(restarts, UNIT)) > 5)  # systemd's own limit is five
+    finally:
+        host.check_output("mv /etc/local-llm-gateway/door.pem.away /etc/local-llm-gateway/door.pem")
+
+    def answers() -> bool:
+        with suppress(OSError):
+            return bool(Door(address(host)).ask("GET", "/v1/models").status == 200)
+        return False
+
+    until(answers)
+
+
+@pytest.mark.parametrize("unit", [UNIT, f"{UNIT}-address"])
+def test_a_unit_never_gives_up(host: Host, unit: str) -> None:
+    shown = host.check_output("systemctl show --property=StartLimitIntervalUSec,Restart,RestartUSec %s", unit)
+    assert sorted(shown.splitlines()) == ["Restart=always", "RestartUSec=2s", "StartLimitIntervalUSec=0"]
+
+
+def test_the_gateway_has_a_limit_of_memory(host: Host) -> None:
+    assert host.check_output("systemctl show --property=MemoryMax --value %s", UNIT) != "infinity"
