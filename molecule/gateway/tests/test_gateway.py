@@ -290,14 +290,14 @@ def test_guesses_get_nowhere_and_are_seen(guest: Guest, records: Records) -> Non
             door.close()
 
     since = host.check_output("date '+%F %T'")
-    with ThreadPoolExecutor(100) as pool:
-        found = Counter(pool.map(guess, range(3_000)))
+    with ThreadPoolExecutor(40) as pool:
+        found = Counter(pool.map(guess, range(2_000)))
     assert set(found) == {401, 0}
-    assert found[401] <= 200 + 100
+    assert found[401] <= 200 + 40
     assert Door(ip).post(question("ping")).status == 200
     seen = [record["guesses"] for record in records(host, since) if record["developer"] == "-"]
-    assert max(seen) > 2_500
-    assert len(seen) < 500  # nor do they fill the journal
+    assert max(seen) > 1_800
+    assert len(seen) < 400  # nor do they fill the journal
     assert "guessed-token" not in host.check_output("journalctl --namespace='*' --boot")
     command(host, "clear table addresses")
 
