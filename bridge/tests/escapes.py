@@ -360,7 +360,7 @@ def take():
         kept.append(mmap.mmap(-1, 4 << 20))
         kept[-1][:] = bytes(4 << 20)
         yield 4
-in_processes(6, take, 1024)
+in_processes(6, take, 600)
 """,
         limits=("memory",),
         counted=True,
@@ -370,7 +370,7 @@ in_processes(6, take, 1024)
         """
 libc.mmap.restype = ctypes.c_void_p
 for mib in (128, 4):
-    for number in range(1024 // mib):
+    for number in range(512 // mib):
         size = mib << 20
         address = libc.mmap(None, ctypes.c_size_t(size), 3, 0x21, -1, ctypes.c_long(0))
         if address in (None, ctypes.c_void_p(-1).value):
@@ -378,7 +378,7 @@ for mib in (128, 4):
         ctypes.memset(address, 1, size)
         libc.munmap(ctypes.c_void_p(address + 4096), ctypes.c_size_t(size - 4096))
     else:
-        escaped("1024 MiB")
+        escaped("512 MiB")
         break
 """,
         limits=("memory",),
@@ -431,7 +431,7 @@ def take():
     for _ in range(18):
         kept.append(b"x" * (8 << 20))
         yield 8
-in_processes(8, take, 1024)
+in_processes(8, take, 600)
 """,
         limits=("memory",),
         counted=True,
@@ -449,7 +449,7 @@ def take():
         ctypes.string_at(address, 1)
         if number % 128 == 127:
             yield 1
-in_processes(6, take, 1024)
+in_processes(6, take, 600)
 """,
         limits=("memory",),
         counted=True,
@@ -554,7 +554,6 @@ def take(folder):
 in_processes(4, lambda: take(tempfile.mkdtemp(dir="/tmp")), 320)
 """,
         limits=("memory", None),  # systemd's /tmp takes no more
-        counted=True,
     ),
     Attempt(
         "lists of who may use a file",

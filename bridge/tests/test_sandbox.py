@@ -88,6 +88,10 @@ ORDINARY = {
     "asyncio": "import asyncio\nasyncio.run(asyncio.sleep(0.01))",
     "threads": "import concurrent.futures as f\nwith f.ThreadPoolExecutor(4) as p: list(p.map(str, range(99)))",
     "multiprocessing": "import multiprocessing as m\nwith m.Pool(3) as p: p.map(abs, [-1, 2])",
+    "fork server": "import multiprocessing as m\nif __name__ == '__main__':\n"
+    "  c = m.get_context('forkserver'); c.Semaphore(); q = c.Queue()\n"
+    "  p = c.Process(target=q.put, args=(1,)); p.start(); assert q.get() == 1; p.join()\n"
+    "else: print = len",
     "files": "import tempfile, sqlite3\nwith tempfile.NamedTemporaryFile() as f: sqlite3.connect(f.name).close()",
     "subprocess": "import subprocess, sys\nsubprocess.run([sys.executable, '-c', ''], check=True)",
     "copies": "import shutil\nshutil.copy2('/usr/bin/env', '/tmp/env'); shutil.copy2('/tmp/env', '/tmp/env2')",

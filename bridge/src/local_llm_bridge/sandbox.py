@@ -168,8 +168,9 @@ class _Bubblewrap(Sandbox):
         Raises:
             ConfigError: they cannot.
         """
+        program = ["-c", "import ctypes; print('it works')"]
         try:
-            with self._start(["-c", "print('it works')"], subprocess.DEVNULL, subprocess.PIPE) as process:
+            with self._start(program, subprocess.DEVNULL, subprocess.PIPE) as process:
                 try:
                     said, words = process.communicate(timeout=_PROBE_S)
                 except subprocess.TimeoutExpired:

@@ -111,6 +111,7 @@ def test_what_cannot_work_is_refused_and_nothing_changes(guest: Callable[..., Ho
 
 def test_models_come_and_go_without_disturbing_others(guest: Callable[..., Host], play: Play) -> None:
     one = guest("debian13")
+    settings = ("--limit=debian13", "--tags=llama_cpp_configure,llama_cpp_service")
     pid = one.check_output("systemctl show --property=MainPID --value %s", UNIT)
     one.check_output("head -c 4000000 /srv/models/qwen2-tiny.gguf > /srv/models/cut.gguf")
     more = [
@@ -119,13 +120,13 @@ def test_models_come_and_go_without_disturbing_others(guest: Callable[..., Host]
     ]
 
     extra = json.dumps({"llama_cpp_models": [MODEL, *more]})
-    done = play(SCENARIO / "converge.yml", "--limit=debian13", f"--extra-vars={extra}")
+    done = play(SCENARIO / "converge.yml", *settings, f"--extra-vars={extra}")
     assert done.returncode != 0
     assert "llama-cpp@cut.service did not become ready" in done.stdout
     assert "tensor" in done.stdout  # llama.cpp's own words: the data of a tensor is not within the file
     assert ask(one, "ping", port=8001) == "pong"
 
-    done = play(SCENARIO / "converge.yml", "--limit=debian13")
+    done = play(SCENARIO / "converge.yml", *settings)
     assert done.returncode == 0, done.stdout
     assert one.check_output("ls /etc/llama-cpp/*.json") == "/etc/llama-cpp/qwen2-tiny.json"
     assert one.check_output("systemctl list-units --all --plain --no-legend 'llama-cpp@*' | wc -l") == "1"

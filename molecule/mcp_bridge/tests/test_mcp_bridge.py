@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -123,11 +122,9 @@ def test_machines_may_ask_how_it_is(host: Host) -> None:
 
 @pytest.mark.usefixtures("without_engine")
 def test_without_its_engine_it_lives_and_says_what_is_wrong(host: Host) -> None:
-    time.sleep(3)  # a readiness probe is believed for two seconds
+    until(lambda: http(host, "/readyz")[0] == 503)  # a readiness probe is believed for two seconds
     assert http(host, "/healthz")[0] == 200
-    status, text = http(host, "/readyz")
-    assert status == 503
-    assert "Connection refused" in text
+    assert "Connection refused" in http(host, "/readyz")[1]
     status, text = call(host, "chat", message="Are you there?")  # no answer to it has been kept
     assert status == 200
     assert "cannot be reached: Connection refused. Is it running?" in text
@@ -136,9 +133,8 @@ def test_without_its_engine_it_lives_and_says_what_is_wrong(host: Host) -> None:
 def test_it_comes_back_after_it_was_killed(host: Host) -> None:
     before = host.check_output("systemctl show --property=MainPID --value %s", UNIT)
     host.check_output("systemctl kill --signal=KILL %s", UNIT)
-    time.sleep(0.5)
+    until(lambda: host.check_output("systemctl show --property=MainPID --value %s", UNIT) not in (before, "0"))
     wait_until_ready(host)
-    assert host.check_output("systemctl show --property=MainPID --value %s", UNIT) != before
 
 
 def test_the_unit_starts_at_boot_as_a_user_of_its_own(host: Host) -> None:
@@ -204,19 +200,35 @@ def test_a_tool_of_the_configuration_can_be_called(host: Host) -> None:
     assert "Wrong arguments for translate" in call(host, "translate", text="Hello")[1]
 
 
-def test_a_changed_tool_needs_no_restart(
+def test_a_changed_tool_needs_no_restart_and_without_the_sandbox_the_bridge_goes_on(
     guest: Callable[..., Host], play: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
     one = guest("debian13")
+
+    def converge(**variables: Any) -> str:
+        tags = "--tags=mcp_bridge_configure,mcp_bridge_service"
+        done = play(SCENARIO / "converge.yml", "--limit=debian13", tags, f"--extra-vars={json.dumps(variables)}")
+        assert done.returncode == 0, done.stdout
+        return str(one.check_output("systemctl show --property=MainPID --value %s", UNIT))
+
     pid = one.check_output("systemctl show --property=MainPID --value %s", UNIT)
-    tools = {"mcp_bridge_tools": [{"name": "greet", "description": "Greet.", "template": "Hello"}]}
-    assert play(SCENARIO / "converge.yml", "--limit=debian13", f"--extra-vars={json.dumps(tools)}").returncode == 0
-    assert one.check_output("ls /etc/local-llm-bridge/tools") == "greet.yml"
-    until(lambda: "There is no tool" not in call(one, "greet")[1])
-    assert call(one, "greet") == (200, ANSWERS["chat"]["Hello"])
-    assert play(SCENARIO / "converge.yml", "--limit=debian13").returncode == 0
+    try:
+        greet = {"name": "greet", "description": "Greet.", "template": "Hello"}
+        assert converge(mcp_bridge_tools=[greet]) == pid
+        assert one.check_output("ls /etc/local-llm-bridge/tools") == "greet.yml"
+        until(lambda: "There is no tool" not in call(one, "greet")[1])
+        assert call(one, "greet") == (200, ANSWERS["chat"]["Hello"])
+
+        converge(mcp_bridge_tools=[greet], mcp_bridge_execute_python={})
+        for path in ("/run/local-llm-sandbox.sock", "/etc/systemd/system/local-llm-sandbox.socket"):
+            assert not one.file(path).exists
+        assert "execute_python" not in one.file("/etc/local-llm-bridge/config.yml").content_string
+        assert "There is no tool" in call(one, "execute_python", code="1")[1]
+        assert http(one, "/readyz")[0] == 200
+    finally:
+        converge()
     assert one.check_output("ls /etc/local-llm-bridge/tools") == "translate.yml"
-    assert one.check_output("systemctl show --property=MainPID --value %s", UNIT) == pid
+    assert "42" in call(one, "execute_python", code="print(6 * 7)")[1]
 
 
 REFUSALS: list[tuple[dict[str, Any], str]] = [
@@ -235,19 +247,44 @@ REFUSALS: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("extra", "text"), REFUSALS, ids=[next(iter(extra)) for extra, _ in REFUSALS])
-def test_what_cannot_work_is_refused_and_nothing_changes(
-    guest: Callable[..., Host],
-    play: Callable[..., subprocess.CompletedProcess[str]],
-    extra: dict[str, Any],
-    text: str,
-) -> None:
+@pytest.fixture
+def squatter(guest: Callable[..., Host]) -> Iterator[Host]:
+    """Another process has port 8099."""
     one = guest("debian13")
-    state = "systemctl show --property=MainPID --value local-llm-bridge; sha256sum /etc/local-llm-bridge/config.yml"
-    before = one.check_output(state)
-    one.check_output("systemd-run --quiet --unit=squatter python3 -m http.server 8099 && sleep 1")
-    done = play(SCENARIO / "converge.yml", "--limit=debian13", f"--extra-vars={json.dumps(extra)}")
+    one.check_output("systemd-run --quiet --unit=squatter python3 -m http.server 8099")
+    until(lambda: one.socket("tcp://0.0.0.0:8099").is_listening)
+    yield one
     one.check_output("systemctl stop squatter")
-    assert done.returncode != 0
-    assert text in " ".join(done.stdout.split())
-    assert one.check_output(state) == before
+
+
+def test_what_cannot_work_is_refused_and_nothing_changes(
+    squatter: Host, play: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    state = "systemctl show --property=MainPID --value local-llm-bridge; sha256sum /etc/local-llm-bridge/config.yml"
+    before = squatter.check_output(state)
+    plays = [
+        {
+            "hosts": "debian13",
+            "become": True,
+            "gather_facts": number == 0,  # the other plays know them, too
+            "vars_files": [str(SCENARIO / "vars/main.yml")],
+            "tasks": [
+                {
+                    "block": [
+                        {"ansible.builtin.include_role": {"name": "mcp_bridge"}, "vars": extra},
+                        {"ansible.builtin.fail": {"msg": "nothing was refused"}},
+                    ],
+                    "rescue": [{"ansible.builtin.debug": {"msg": f"END OF {number}"}}],
+                },
+            ],
+        }
+        for number, (extra, _) in enumerate(REFUSALS)
+    ]
+    (tmp_path / "refusals.yml").write_text(json.dumps(plays))
+    done = play(tmp_path / "refusals.yml", "--diff")
+    said = " ".join(done.stdout.split())
+    for number, (_, text) in enumerate(REFUSALS):
+        of_this, end, said = said.partition(f"END OF {number}")
+        assert end, of_this
+        assert text in of_this
+    assert squatter.check_output(state) == before
