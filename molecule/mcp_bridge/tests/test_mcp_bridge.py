@@ -247,19 +247,44 @@ REFUSALS: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("extra", "text"), REFUSALS, ids=[next(iter(extra)) for extra, _ in REFUSALS])
-def test_what_cannot_work_is_refused_and_nothing_changes(
-    guest: Callable[..., Host],
-    play: Callable[..., subprocess.CompletedProcess[str]],
-    extra: dict[str, Any],
-    text: str,
-) -> None:
+@pytest.fixture
+def squatter(guest: Callable[..., Host]) -> Iterator[Host]:
+    """Another process has port 8099."""
     one = guest("debian13")
-    state = "systemctl show --property=MainPID --value local-llm-bridge; sha256sum /etc/local-llm-bridge/config.yml"
-    before = one.check_output(state)
-    one.check_output("systemd-run --quiet --unit=squatter python3 -m http.server 8099 && sleep 1")
-    done = play(SCENARIO / "converge.yml", "--limit=debian13", f"--extra-vars={json.dumps(extra)}")
+    one.check_output("systemd-run --quiet --unit=squatter python3 -m http.server 8099")
+    until(lambda: one.socket("tcp://0.0.0.0:8099").is_listening)
+    yield one
     one.check_output("systemctl stop squatter")
-    assert done.returncode != 0
-    assert text in " ".join(done.stdout.split())
-    assert one.check_output(state) == before
+
+
+def test_what_cannot_work_is_refused_and_nothing_changes(
+    squatter: Host, play: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    state = "systemctl show --property=MainPID --value local-llm-bridge; sha256sum /etc/local-llm-bridge/config.yml"
+    before = squatter.check_output(state)
+    plays = [
+        {
+            "hosts": "debian13",
+            "become": True,
+            "gather_facts": number == 0,  # the other plays know them, too
+            "vars_files": [str(SCENARIO / "vars/main.yml")],
+            "tasks": [
+                {
+                    "block": [
+                        {"ansible.builtin.include_role": {"name": "mcp_bridge"}, "vars": extra},
+                        {"ansible.builtin.fail": {"msg": "nothing was refused"}},
+                    ],
+                    "rescue": [{"ansible.builtin.debug": {"msg": f"END OF {number}"}}],
+                },
+            ],
+        }
+        for number, (extra, _) in enumerate(REFUSALS)
+    ]
+    (tmp_path / "refusals.yml").write_text(json.dumps(plays))
+    done = play(tmp_path / "refusals.yml", "--diff")
+    said = " ".join(done.stdout.split())
+    for number, (_, text) in enumerate(REFUSALS):
+        of_this, end, said = said.partition(f"END OF {number}")
+        assert end, of_this
+        assert text in of_this
+    assert squatter.check_output(state) == before
