@@ -21,8 +21,7 @@ if TYPE_CHECKING:
 
 MAX_HEAD = 64 * 2**10
 """Most bytes of request line and headers, and of whatever else belongs to no body, such as trailers."""
-_PER_HEADER = 64
-"""Bytes that each header counts besides its own: an empty one takes memory, too."""
+_MOST_HEADERS = 200
 HEAD_S = 10.0
 """How long request line and headers may take, from the connection or from their first byte, in seconds."""
 _LINGER_S = 5.0
@@ -37,6 +36,7 @@ _TOO_LARGE = (
     b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-type: text/plain\r\n"
     b"content-length: 52\r\n\r\nThe headers have more than 65536 bytes. Send fewer.\n"
 )
+_TOO_MUCH = "the request is refused"  # which stops the parser
 _TOO_SLOW = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 
 
@@ -57,10 +57,10 @@ class Connection(HttpToolsProtocol):
         super().__init__(config, server_state, app_state, _loop)
         self._timer: asyncio.TimerHandle | None = None
         self._developer = NOBODY
-        self._head = 0
         self._unread = 0
         self._in_message = False
         self._in_head = False
+        self._is_timed = False
 
     # asyncio's
 
@@ -81,44 +81,38 @@ class Connection(HttpToolsProtocol):
         """Hand bytes to the parser, and see whether it makes anything of them."""
         self._unread += len(data)
         super().data_received(data)
+        if self._is_timed or (self._in_message and not self._in_head):
+            pass
+        elif self.cycle is None or self.cycle.response_complete:
+            self._is_timed = True  # not for each request: nearly all heads come at once
+            self._wait(HEAD_S)
         if self._unread > MAX_HEAD and not self.transport.is_closing():
             self._refuse(_TOO_LARGE)
 
     def send_400_response(self, msg: str) -> None:
-        """Answer what is not HTTP, or too much of it."""
-        if self._head > MAX_HEAD:
-            self._refuse(_TOO_LARGE)
-        else:
+        """Answer what is not HTTP, unless it has been answered."""
+        if not self.transport.is_closing():
             super().send_400_response(msg)
 
     # the parser's
 
     def on_message_begin(self) -> None:
         """Take note of a request's first byte."""
-        self._head = 0
         self._in_message = self._in_head = True
-        if self.cycle is None or self.cycle.response_complete:
-            self._wait(HEAD_S)
         super().on_message_begin()
-
-    def on_url(self, url: bytes) -> None:
-        """Take a part of the URL."""
-        self._measure(len(url))
-        super().on_url(url)
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """Take a header, or a trailer."""
-        self._measure(len(name) + len(value) + _PER_HEADER)
-        super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         """Have the request answered."""
+        # What has come is counted in whole packets, of which the last may have a body, too.
+        if len(self.headers) > _MOST_HEADERS or (self._unread > MAX_HEAD and self._head_size() > MAX_HEAD):
+            self._refuse(_TOO_LARGE)
+            raise ValueError(_TOO_MUCH)
         self._unread = 0
-        self._in_head = False
+        self._in_head = self._is_timed = False
         self._stop_waiting()
         if len(self.pipeline) >= _MOST_PIPELINED:
             self.transport.close()
-            return
+            raise ValueError(_TOO_MUCH)
         if b"://" in self.url and not self.url.startswith(b"/"):
             # What the target says counts, whatever the header (RFC 9112, 3.2.2).
             others = [header for header in self.headers if header[0] != b"host"]
@@ -144,8 +138,12 @@ class Connection(HttpToolsProtocol):
         if caller := cast("dict[str, Any]", self.scope).get("caller"):
             self._stop_waiting()
             self._developer = caller.developer
-        if self.cycle.response_complete and not self.transport.is_closing():
-            self._wait(_LINGER_S if self._in_message else self.timeout_keep_alive)
+        if not self.cycle.response_complete or self.transport.is_closing():
+            return
+        if self._in_message:
+            self._wait(_LINGER_S)
+        else:
+            self._line_up()  # uvicorn has set the time already
 
     # ours
 
@@ -160,16 +158,17 @@ class Connection(HttpToolsProtocol):
         self._stop_waiting()
         self.transport.close()
 
-    def _measure(self, size: int) -> None:
-        self._head += size
-        if self._head > MAX_HEAD:
-            raise ValueError("the headers are too large")  # the parser stops, and send_400_response is called
+    def _head_size(self) -> int:
+        return len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
 
     def _wait(self, seconds: float) -> None:
         """Have no request, and end unless one comes in time."""
         self._stop_waiting()
-        self._waiting.setdefault(self._developer, {})[self] = None
+        self._line_up()
         self._timer = self.loop.call_later(seconds, self._end)
+
+    def _line_up(self) -> None:
+        self._waiting.setdefault(self._developer, {})[self] = None
 
     def _stop_waiting(self) -> None:
         if waiting := self._waiting.get(self._developer):
