@@ -411,7 +411,11 @@ class _Answer:
             ValueError: something in it is no event.
         """
         if self._problem and not (self._is_whole or self.is_over):
-            raise self._problem
+            problem, self._problem, self._has_ended = self._problem, None, True
+            try:
+                raise problem
+            finally:
+                del problem  # else it would hold itself, and all that has come, until garbage is looked for
         if self._problem or self.is_over or self._has_ended:
             return None
         if self._in_packet:
