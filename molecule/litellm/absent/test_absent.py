@@ -20,5 +20,5 @@ def test_no_process_and_no_user_is_left(host: Host) -> None:
 
 
 def test_the_engines_still_run(host: Host) -> None:
-    assert host.service("llama-cpp@replica1").is_running
+    assert host.service("llama-cpp@qwen2-tiny").is_running
     assert host.service("llama-cpp@replica2").is_running

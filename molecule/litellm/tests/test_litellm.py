@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ SCENARIO = Path(__file__).resolve().parent.parent
 PROJECT = SCENARIO.parent.parent
 ANSWERS = json.loads((PROJECT / "tests/tiny_model/answers.json").read_text())
 UNIT = "litellm"
-ENGINES = ["llama-cpp@replica1", "llama-cpp@replica2"]
+ENGINES = ["llama-cpp@qwen2-tiny", "llama-cpp@replica2"]
 URL = "http://127.0.0.1:4000"
 KEY = "sk-molecule-litellm-master-key"
 ENGINE_KEY = "molecule-litellm-engine-key"
@@ -83,6 +82,13 @@ def both_engines_answer(host: Host) -> bool:
     )
 
 
+def replica(host: Host) -> str:
+    """Which replica LiteLLM asks this time, by LiteLLM's own word."""
+    argv = ["-H", f"Authorization: Bearer {KEY}", "-H", "Content-Type: application/json", "-d"]
+    curl = "curl -s -m 60 -o /dev/null -w '%%header{x-litellm-model-id}' %s %s %s %s %s %s %s"
+    return str(host.check_output(curl, *argv, json.dumps(question("ping", max_tokens=1)), f"{URL}/v1/chat/completions"))
+
+
 def start_engines(host: Host) -> None:
     """Start what has been stopped or killed, however often that was, and wait for it."""
     host.check_output("systemctl reset-failed %s %s; systemctl start %s %s", *ENGINES, *ENGINES)
@@ -100,7 +106,7 @@ def engines(one: Host) -> Iterator[None]:
     """Whatever happens to the engines, they are there again afterwards, and LiteLLM uses both."""
     yield
     start_engines(one)
-    time.sleep(5)  # cooldown_time
+    until(lambda: len({replica(one) for _ in range(6)} - {""}) == len(ENGINES))
 
 
 @pytest.mark.parametrize("model", ["qwen2-tiny", "gpt-4", "claude-sonnet-4-5"])
