@@ -11,6 +11,8 @@ from typing import Any
 from testinfra.host import Host
 
 KEY = "molecule-vllm-engine-key"
+# The inventory's models without the second one of model1.
+ONE_MODEL = f"--extra-vars={json.dumps({'fleet_models': ['{{ qwen2_tiny }}']})}"
 TIMEOUT = 60  # seconds
 
 

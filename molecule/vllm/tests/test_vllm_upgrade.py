@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 
 import pytest
-from engine import base, post, question, status
+from engine import ONE_MODEL, base, post, question, status
 from testinfra.host import Host
 
 SCENARIO = Path(__file__).resolve().parent.parent
@@ -100,7 +100,7 @@ def test_a_release_that_does_not_work_is_undone_on_the_first_host(
     lock = tmp_path / "broken.txt"
     lock.write_text(found[0])
 
-    done = play(PROJECT / "playbooks/upgrade.yml", f"--extra-vars=vllm_requirements={lock}")
+    done = play(PROJECT / "playbooks/upgrade.yml", ONE_MODEL, f"--extra-vars=vllm_requirements={lock}")
 
     assert done.returncode != 0
     assert "No module named" in done.stdout
@@ -123,13 +123,13 @@ def test_an_upgrade_keeps_a_replica_answering_and_can_be_undone_by_hand(
     lock = tmp_path / "next.txt"
     lock.write_text("# the same packages are another release for the role\n" + (SCENARIO / "locks/cpu.txt").read_text())
 
-    done = play(PROJECT / "playbooks/upgrade.yml", limit, f"--extra-vars=vllm_requirements={lock}")
+    done = play(PROJECT / "playbooks/upgrade.yml", ONE_MODEL, limit, f"--extra-vars=vllm_requirements={lock}")
     assert done.returncode == 0, done.stdout
     after = [release(host) for host in hosts]
     assert after[0] != before
     assert after[1] == other
 
-    done = play(PROJECT / "playbooks/rollback.yml", limit)
+    done = play(PROJECT / "playbooks/rollback.yml", ONE_MODEL, limit)
     assert done.returncode == 0, done.stdout
     assert [release(host) for host in hosts] == [before, other]
 
@@ -137,5 +137,5 @@ def test_an_upgrade_keeps_a_replica_answering_and_can_be_undone_by_hand(
     assert client.failures == []
     assert client.answers > 20
     assert client.least == 1
-    again = play(PROJECT / "playbooks/models.yml")
+    again = play(PROJECT / "playbooks/models.yml", ONE_MODEL)
     assert again.stdout.count("changed=0 ") == len(hosts), again.stdout
