@@ -34,8 +34,10 @@ def call_tool(user: str, tool: str, arguments: str) -> dict[str, object]:
             "LANG": "C.UTF-8",
             "TERM": "dumb",
         }
+        # By itself the client waits some 6 s for its MCP servers, which is too little on a busy machine.
+        patience = {"MCP_CONNECTION_NONBLOCKING": "0", "MCP_CONNECT_TIMEOUT_MS": str(TIMEOUT * 1000)}
         # Settings of the command line come before those of a user whose Claude Code runs on a local model itself.
-        cloud = {"ANTHROPIC_BASE_URL": messages.url, "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1"}
+        cloud = {"ANTHROPIC_BASE_URL": messages.url, "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1", **patience}
         settings = json.dumps({"apiKeyHelper": "echo scripted", "env": cloud})
         client = subprocess.run(
             ["claude", "-p", f"CALL {tool} {arguments}", "--output-format", "json", "--settings", settings],
