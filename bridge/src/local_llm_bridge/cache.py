@@ -47,28 +47,30 @@ class Cache(Generic[T]):
             ask: gets the answer where there is none. What it raises is raised to all who wait for it.
             worth_keeping: whether an answer may be given to others later.
         """
+        # No future is in a variable: its error leads to this frame, and if that led back to it, all that the call held
+        # would stay until garbage is looked for.
         while True:
             if (kept := self._kept.get(key)) is not None:
                 return kept, True
-            if (asked := self._in_flight.get(key)) is None:
+            if key not in self._in_flight:
                 break
-            if (answer := await asyncio.shield(asked)) is not None:
+            if (answer := await asyncio.shield(self._in_flight[key])) is not None:
                 return answer, True
             # Who asked has gone away: it is the turn of one of those who waited.
-        future = self._in_flight[key] = asyncio.get_running_loop().create_future()
+        self._in_flight[key] = asyncio.get_running_loop().create_future()
         try:
             answer = await ask()
         except Exception as error:
-            future.set_exception(error)
-            future.exception()  # nobody has to be waiting
+            self._in_flight[key].set_exception(error)
+            self._in_flight[key].exception()  # nobody has to be waiting
             raise
         except BaseException:
-            future.set_result(None)
+            self._in_flight[key].set_result(None)
             raise
         else:
             if self._keeps and worth_keeping(answer):
                 self._kept[key] = answer
-            future.set_result(answer)
+            self._in_flight[key].set_result(answer)
             return answer, False
         finally:
             del self._in_flight[key]

@@ -280,17 +280,20 @@ class EngineClient:
             outcome = await self._try(request)
             if not isinstance(outcome, Failure):
                 return outcome
-            if not outcome.repeatable or tries > max_retries:
-                raise outcome.error
-            pause_s = outcome.pause_s(tries)
-            if deadline is not None and time.monotonic() + pause_s >= deadline:
-                if outcome.wish_s is None:
+            try:
+                if not outcome.repeatable or tries > max_retries:
                     raise outcome.error
-                left_s = max(deadline - time.monotonic(), 0)
-                raise type(outcome.error)(
-                    f"{outcome.error} It asks to come back in {pause_s:.0f} s; this call has {left_s:.0f} s left.",
-                    outcome.error.model,
-                )
+                pause_s = outcome.pause_s(tries)
+                if deadline is not None and time.monotonic() + pause_s >= deadline:
+                    if outcome.wish_s is None:
+                        raise outcome.error
+                    left_s = max(deadline - time.monotonic(), 0)
+                    raise type(outcome.error)(
+                        f"{outcome.error} It asks to come back in {pause_s:.0f} s; this call has {left_s:.0f} s left.",
+                        outcome.error.model,
+                    )
+            finally:
+                del outcome  # else its error would hold itself, through this frame, until garbage is looked for
             await asyncio.sleep(pause_s)
         raise AssertionError
 
@@ -301,7 +304,9 @@ class EngineClient:
         try:
             response = await self._connect(request)
         except (aiohttp.ClientError, TimeoutError) as failed:
-            return Failure(unreachable(failed, self._engine), connection_is_repeatable(failed, harmless=harmless))
+            failure = Failure(unreachable(failed, self._engine), connection_is_repeatable(failed, harmless=harmless))
+            _forget_frames(failed)
+            return failure
         headers = {key.lower(): value for key, value in response.headers.items()}
         encoding = headers.get("content-encoding", "identity")
         if 200 <= response.status < 300:  # noqa: PLR2004 - HTTP's own
@@ -371,6 +376,7 @@ class EngineClient:
                 # try uses up one of them; a new one says what is really the matter.
                 if not way.reused or time.monotonic() - started > _STALE_S:
                     raise
+                _forget_frames(error)
 
 
 class _Answer:
@@ -435,7 +441,8 @@ class _Answer:
         events = self._reader.feed(piece)
         self._note(events)
         self._size += len(piece)
-        self._problem = self._reader.broken
+        if self._reader.broken:
+            self._problem = ValueError(self._reader.broken)
         if self._size > self._longest:
             self._problem = BrokenStreamError(f"it has more than {self._longest // 2**20} MiB")
         return events + self._end() if self._reader.done or self.is_over else events
@@ -496,6 +503,17 @@ def _response_class() -> type[aiohttp.ClientResponse]:
                 del protocol.read
 
     return Response
+
+
+def _forget_frames(error: BaseException) -> None:
+    """Take from an error of a connection the way that it came.
+
+    aiohttp and what it connects with hold their errors in circles, which would hold the request, too.
+    """
+    link: BaseException | None = error
+    while link:
+        link.__traceback__ = None
+        link = link.__cause__ or link.__context__
 
 
 async def _packet(response: aiohttp.ClientResponse, within_s: float | None = None) -> bytes:

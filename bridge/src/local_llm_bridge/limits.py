@@ -57,6 +57,8 @@ class Slots:
             elif turn.exception() is None:
                 self._pass_on()  # the slot had just been handed over
             raise
+        finally:
+            del turn  # else its error would hold itself, through this frame, until garbage is looked for
 
     def release(self, seconds: float) -> None:
         """Give a slot back.

@@ -38,7 +38,7 @@ class EventReader:
     def __init__(self) -> None:
         self.done = False
         """Whether `[DONE]` has come: nothing after it counts."""
-        self.broken: ValueError | None = None
+        self.broken = ""
         """Why nothing more can be read. What came before it is part of the answer."""
         self._line = bytearray()  # the beginning of a line that has not ended yet
         self._data: list[bytes] = []  # the data lines of an event that has not ended yet
@@ -63,7 +63,7 @@ class EventReader:
         if not self.done and not self.broken:
             self._end_line(events)
             self._end_event(events)
-            self.broken = None
+            self.broken = ""
         if self._halves:
             delta = dict.fromkeys(self._halves, "\ufffd")
             self._halves = {}
@@ -110,7 +110,7 @@ class EventReader:
             self._end_line(events)
             self._line += other
         if len(self._line) + self._size > LONGEST_EVENT:
-            self.broken = ValueError(f"an event of more than {LONGEST_EVENT} bytes")
+            self.broken = f"an event of more than {LONGEST_EVENT} bytes"
         return events
 
     def _end_line(self, events: list[Event]) -> None:
@@ -143,7 +143,7 @@ class EventReader:
         self._data.append(data)
         self._size += len(data) + 8  # as much as a list takes for it
         if self._size > LONGEST_EVENT:
-            self.broken = ValueError(f"an event of more than {LONGEST_EVENT} bytes")
+            self.broken = f"an event of more than {LONGEST_EVENT} bytes"
 
     def _end_event(self, events: list[Event]) -> None:
         data, kind = b"\n".join(self._data).strip(), self._kind
@@ -157,7 +157,7 @@ class EventReader:
             event = self._decoded(data)
         except (ValueError, RecursionError):
             if kind != b"error":
-                self.broken = self.broken or ValueError("an event that is not JSON")
+                self.broken = self.broken or "an event that is not JSON"
                 return
             event = data.decode(errors="replace")
         is_error = isinstance(event, dict) and bool(event.get("error"))
