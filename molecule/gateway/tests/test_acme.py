@@ -148,7 +148,7 @@ def test_nothing_is_left_when_the_private_ca_is_back(both: list[Host], play: Pla
         assert sorted(host.file("/etc/local-llm-gateway").listdir()) == sorted(
             [
                 *("developers.map", "door.pem", "door.pem.key", "expires.map"),
-                *("haproxy.cfg", "keepalived.conf", "keys.map", "models.json"),
+                *("gateway.lua", "haproxy.cfg", "keepalived.conf", "keys.map", "models.json"),
             ]
         )
         assert not host.run("ss -Hltn 'sport = :80'").stdout
