@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -29,7 +30,7 @@ from local_llm_bridge.calls import Call, Calls
 from local_llm_bridge.config import Engine, Settings
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+    from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
     from email.message import Message
 
     from mcp.types import CallToolResult
@@ -53,7 +54,9 @@ def free_port() -> int:
         port = random.randrange(20_000, 32_000)
         try:
             socket.create_server(("127.0.0.1", port)).close()
-        except OSError:
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
             continue
         return port
 
@@ -266,8 +269,22 @@ def configuration(port: int, *urls: str, **more: object) -> dict[str, Any]:
 
 
 @contextmanager
-def serving(folder: Path, *urls: str, environment: Mapping[str, str] | None = None, **more: object) -> Iterator[Bridge]:
-    """Run the bridge over HTTP as systemd would, with its credentials in a folder."""
+def serving(
+    folder: Path,
+    *urls: str,
+    environment: Mapping[str, str] | None = None,
+    starter: Sequence[str] = (),
+    **more: object,
+) -> Iterator[Bridge]:
+    """Run the bridge over HTTP as systemd would, with its credentials in a folder.
+
+    Args:
+        folder: for its files.
+        urls: of the engines.
+        environment: more of it.
+        starter: a command that starts the program behind it.
+        more: settings.
+    """
     port = free_port()
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "engine-key").write_text(ENGINE_KEY + "\n")
@@ -275,7 +292,7 @@ def serving(folder: Path, *urls: str, environment: Mapping[str, str] | None = No
     log = folder / "log"
     # The program's own environment, not that of whoever runs the tests.
     environment = {"PATH": os.environ["PATH"], "CREDENTIALS_DIRECTORY": str(folder), **(environment or {})}
-    command = [PROGRAM, "serve", "--config", str(folder / "config.yml")]
+    command = [*starter, PROGRAM, "serve", "--config", str(folder / "config.yml")]
     with log.open("w") as stderr, subprocess.Popen(command, env=environment, stderr=stderr, text=True) as process:
         try:
             wait_for(lambda: "serving on" in log.read_text() or process.poll() is not None)

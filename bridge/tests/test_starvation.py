@@ -11,7 +11,6 @@ import http.client
 import json
 import logging
 import re
-import resource
 import socket
 import threading
 import time
@@ -25,7 +24,7 @@ import pytest
 from tests.services import TOKEN, Bridge, FakeEngine, events, piece, records, serving, wait_for
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 log = logging.getLogger(__name__)
 
@@ -196,12 +195,21 @@ def bridge(tmp_path: Path) -> Iterator[Bridge]:
 
 
 @contextmanager
-def serving_both(folder: Path, engine: FakeEngine | None = None, requests_per_minute: int = 120) -> Iterator[Bridge]:
+def serving_both(
+    folder: Path, engine: FakeEngine | None = None, requests_per_minute: int = 120, starter: Sequence[str] = ()
+) -> Iterator[Bridge]:
     engine = engine or FakeEngine(events(piece("pong"), piece("", "stop")))
     with ExitStack() as stack:
         url = stack.enter_context(engine.running())
         yield stack.enter_context(
-            serving(folder, url, url, developers=DEVELOPERS, requests_per_minute=requests_per_minute)
+            serving(
+                folder,
+                url,
+                url,
+                developers=DEVELOPERS,
+                requests_per_minute=requests_per_minute,
+                starter=starter,
+            )
         )
 
 
@@ -419,19 +427,12 @@ def test_a_body_that_goes_on_after_its_refusal_ends(bridge: Bridge) -> None:
 
 
 def test_connections_are_limited_and_those_that_do_nothing_make_room(tmp_path: Path) -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with ExitStack() as stack:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (200, hard))
-        try:
-            bridge = stack.enter_context(serving_both(tmp_path))
-        finally:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        with beside(bridge) as bob:
-            before = bob.asked
-            for _ in range(400):
-                opened(bridge, b"")
-            wait_for(lambda: bob.asked > before + 5)
-        assert "Too many open files" not in bridge.log.read_text()
+    with serving_both(tmp_path, starter=("prlimit", "--nofile=200")) as bridge, beside(bridge) as bob:
+        before = bob.asked
+        for _ in range(400):
+            opened(bridge, b"")
+        wait_for(lambda: bob.asked > before + 5)
+    assert "Too many open files" not in bridge.log.read_text()
 
 
 HUGE = {
