@@ -23,6 +23,7 @@ from local_llm_bridge.errors import (
     EngineAnswerError,
     EngineError,
     EngineKeyError,
+    EngineMissingError,
     EngineRefusedError,
     TooLongError,
     UnknownModelError,
@@ -134,10 +135,12 @@ class Backend:
         """
         answer = Answer()
         choice: Choice | None = None
-        if request.deadline is None:
-            request = replace(request, deadline=time.monotonic() + self.timeout_s)
+        deadline = request.deadline
+        if deadline is None:
+            deadline = time.monotonic() + self.timeout_s
+            request = replace(request, deadline=deadline)
         try:
-            async with asyncio.timeout(self._left(request)):
+            async with asyncio.timeout(deadline - time.monotonic()):
                 choice = await self._choose(request)
                 return await self._answer(request, choice, answer)
         except TimeoutError:
@@ -185,9 +188,6 @@ class Backend:
         """Close the connections to the engines."""
         for client in self._clients.values():
             await client.close()
-
-    def _left(self, request: Request) -> float:
-        return self.timeout_s if request.deadline is None else request.deadline - time.monotonic()
 
     async def _choose(self, request: Request) -> Choice:
         engines = self.engines
@@ -307,17 +307,12 @@ class Backend:
                 names = await self._clients[engine.name].models(max_retries=0)
         except EngineError as error:
             # Some servers answer and have no list; that the name is right only a call can tell.
-            return None if engine.name and lists_nothing(error) else str(error)
+            return None if engine.name and isinstance(error, EngineMissingError) else str(error)
         except TimeoutError:
             return f"{engine.url} did not answer within {PROBE_TIMEOUT_S:g} s."
         if engine.name is not None and not any(same_name(engine.name, name) for name in names):
             return f"{engine.url} does not serve {engine.name}; it serves {_listing(names) or 'nothing'}."
         return None
-
-
-def lists_nothing(error: EngineError) -> bool:
-    """Whether an engine answered that it has no list of models."""
-    return isinstance(error, EngineRefusedError) and "(HTTP 404" in str(error)
 
 
 async def _gather(client: EngineClient, engine: Engine, request: Request, body: _Body, answer: Answer) -> None:

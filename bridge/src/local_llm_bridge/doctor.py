@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from local_llm_bridge import claude_code, config
 from local_llm_bridge.audit import UNKNOWN
-from local_llm_bridge.backend import Backend, Request, lists_nothing
+from local_llm_bridge.backend import Backend, Request
 from local_llm_bridge.engine import EngineClient
 from local_llm_bridge.errors import (
     CallError,
@@ -22,6 +22,7 @@ from local_llm_bridge.errors import (
     EngineError,
     EngineKeyError,
     EngineLinkError,
+    EngineMissingError,
     OnlyThoughtsError,
 )
 from local_llm_bridge.router import same_name
@@ -184,7 +185,7 @@ class _Examination:
             yield self._bad_key()
             return
         except EngineError as error:
-            if engine.name is None or not lists_nothing(error):
+            if engine.name is None or not isinstance(error, EngineMissingError):
                 yield _bad("engine", str(error), _LINK_HINT if isinstance(error, EngineLinkError) else _HOST_HINT)
                 return
             yield _good("engine", f"{engine.url} answers")

@@ -18,6 +18,7 @@ BridgeError
         ├── EngineDownError
         │   └── EngineLinkError
         ├── EngineRefusedError
+        │   ├── EngineMissingError
         │   └── EngineKeyError
         ├── EngineBusyError
         ├── EngineTimeoutError
@@ -153,6 +154,10 @@ class EngineRefusedError(EngineError):
     """The engine answered with a status that says no: wrong key, unknown model, bad request, its own failure."""
 
     outcome = "engine_refused"
+
+
+class EngineMissingError(EngineRefusedError):
+    """The engine has nothing at the address that was asked, or no such model: HTTP 404."""
 
 
 class EngineKeyError(EngineRefusedError):

@@ -22,6 +22,7 @@ from local_llm_bridge.errors import (
     EngineError,
     EngineKeyError,
     EngineLinkError,
+    EngineMissingError,
     EngineRefusedError,
 )
 from local_llm_bridge.texts import printable
@@ -109,7 +110,7 @@ def refused(status: int, headers: Mapping[str, str], body: bytes, engine: Engine
             return EngineKeyError(f"{where} refused the bridge's key (HTTP {status}).{says} {_KEY_HINT}", engine.name)
         case 404:
             what = f"does not serve {engine.name} there" if engine.name else "has nothing there"
-            return EngineRefusedError(f"{where} {what} ({code}). {ADDRESS_HINT}", engine.name)
+            return EngineMissingError(f"{where} {what} ({code}). {ADDRESS_HINT}", engine.name)
         case 429 | 503:
             return EngineBusyError(
                 f"{where} is busy or still loading ({code}). Wait a little, then try again.", engine.name
