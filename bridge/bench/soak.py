@@ -1,8 +1,9 @@
 """Whether the bridge endures: `make soak`, or `python -m bench.soak --help`.
 
 A real llama.cpp server, our bridge over HTTP, and 64 clients that ask without pause, while the engine is killed and
-started again three times. Every request has to get a reply in time, an answer or a tool error that says what to do; in
-the end the bridge has to hold as much memory and as many files as after the warm-up. Exit code 1 if not.
+started again three times; one call in five goes to an engine that thinks, lies, dies or never ends. Every request has
+to get a reply in time, an answer or a tool error that says what to do; in the end the bridge has to hold as much memory
+and as many files as after the warm-up. Exit code 1 if not.
 """
 
 from __future__ import annotations
@@ -26,9 +27,10 @@ from typing import TYPE_CHECKING, Any
 import aiohttp
 
 from bench import processes
-from tests.services import free_port, llama_server, serving
+from tests.services import Listener, delta, events, free_port, llama_server, piece, request_of, serving, usage
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Iterator
     from contextlib import AbstractContextManager
 
@@ -107,6 +109,29 @@ def tokens() -> list[str]:
     return [f"soak-token-{number}" for number in range(DEVELOPERS)]
 
 
+def misbehave(connection: socket.socket) -> None:
+    """Answer a request as an engine should not, each time in another way."""
+    request_of(connection)
+    thoughts = [delta(reasoning_content="hm ")] * 50
+    match RANDOM.choice(("thinks", "only thinks", "lies", "never ends", "breaks off", "stays", "hangs up")):
+        case "thinks":
+            connection.sendall(events(*thoughts, piece("thought about", "stop")))
+        case "only thinks":
+            connection.sendall(events(*thoughts, delta("length")))
+        case "lies":
+            connection.sendall(events(piece("much", "stop"), usage(-5, "many")))
+        case "never ends":
+            connection.sendall(events(done=False))
+            words = f"data: {json.dumps(piece('word '))}\n\n".encode() * 1000
+            while True:
+                connection.sendall(words)
+        case "breaks off":
+            connection.sendall(events(piece("half"), done=False))
+        case "stays":
+            connection.sendall(events(piece("whole", "stop")))
+            connection.recv(1)
+
+
 async def client(url: str, token: str, end: float, texts: Iterator[int], counts: Counts) -> None:
     """Ask one question after the other until the end, over a connection of its own; wait when told to."""
     headers = {"Authorization": f"Bearer {token}", "Accept": "application/json, text/event-stream"}
@@ -129,7 +154,8 @@ def call(number: int) -> dict[str, Any]:
     # One question in ten has been asked before: the cache and joined requests are under load as well.
     text = f"Say something about {RANDOM.randrange(20) if number % 10 == 0 else number}."
     name, argument = ("code_generation", "task") if number % 4 == 0 else ("chat", "message")
-    params = {"name": name, "arguments": {argument: text}}
+    arguments = {argument: text} | ({"model": "model1"} if number % 5 == 1 else {})
+    params = {"name": name, "arguments": arguments}
     return {"jsonrpc": "2.0", "id": number, "method": "tools/call", "params": params}
 
 
@@ -253,15 +279,16 @@ def main() -> int:
         {"name": f"developer{number}", "token_sha256": hashlib.sha256(token.encode()).hexdigest()}
         for number, token in enumerate(tokens())
     ]
-    engine = Engine()
+    engine, odd = Engine(), Listener(misbehave)
     try:
         with (
             tempfile.TemporaryDirectory() as folder,
-            serving(Path(folder), engine.start(), developers=developers, requests_per_minute=0) as bridge,
+            serving(Path(folder), engine.start(), odd.url, developers=developers, requests_per_minute=0) as bridge,
         ):
             wrong = asyncio.run(soak(bridge, engine, seconds))
     finally:
         engine.kill()
+        odd.close()
     for text in wrong:
         print(f"WRONG: {text}")
     print("failed" if wrong else "passed")
