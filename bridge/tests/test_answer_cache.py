@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from local_llm_bridge.cache import Cache
 from local_llm_bridge.calls import Call, Calls
 from local_llm_bridge.config import Engine, Settings
 from local_llm_bridge.errors import EngineBusyError
-from tests.services import TOKEN, FakeEngine, answer, events, piece, serving, text_of
+from tests.services import TOKEN, FakeEngine, answer, asked, delta, events, piece, serving, text_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -255,3 +256,35 @@ async def test_an_engines_failure_is_not_kept(engine: FakeEngine, url: str) -> N
     (result,) = await results_of(calls, Call("chat", {"message": "hi"}))
     assert not result["isError"]
     assert not result["_meta"]["cached"]
+
+
+@pytest.mark.parametrize(("length", "is_kept"), [(40_000, True), (40_001, False)])
+async def test_an_answer_longer_than_a_result_is_not_kept(length: int, *, is_kept: bool) -> None:
+    call = Call("chat", {"message": "hi"})
+    results = await asked(call, call, reply=events(piece("x" * length, "stop")))
+    assert [result["_meta"]["cached"] for result in results] == [False, is_kept]
+
+
+async def test_calls_of_tools_longer_than_a_result_are_not_kept() -> None:
+    arguments = json.dumps({"list": [[]] * 20_000})
+    engine = FakeEngine(events(delta("tool_calls", tool_calls=[{"function": {"name": "f", "arguments": arguments}}])))
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
+    request = Request([{"role": "user", "content": "hi"}], "m", 0.7, 100, tools=tools)
+    with engine.running() as url:
+        backend = Backend(Settings(engines=(Engine("m", url),)))
+        completions = [await backend.complete(request) for _ in range(2)]
+        await backend.close()
+    assert [completion.cached for completion in completions] == [False, False]
+    assert [len(completion.tool_calls) for completion in completions] == [1, 1]
+
+
+async def test_an_answer_is_kept_without_its_thoughts() -> None:
+    engine = FakeEngine(events(delta(reasoning="hm " * 50_000), piece("hello", "stop")))
+    request = Request([{"role": "user", "content": "hi"}], "m", 0.7, 100)
+    with engine.running() as url:
+        backend = Backend(Settings(engines=(Engine("m", url),)))
+        completions = [await backend.complete(request) for _ in range(2)]
+        await backend.close()
+    assert [(completion.cached, completion.text) for completion in completions] == [(False, "hello"), (True, "hello")]
+    assert not any(completion.thoughts for completion in completions)
+    assert all(completion.thinking_tokens for completion in completions)

@@ -42,6 +42,8 @@ PROBE_TIMEOUT_S = 3.0
 _MOST_NAMES = 50
 _LONGEST_NAME = 200
 PROBE_AGE_S = 2.0
+_LONGEST_KEPT = 40_000
+"""Longest answer that the cache keeps, calls included, in characters: as many as a result may have."""
 
 Message = dict[str, Any]
 """A chat message as OpenAI has it: role, content, and tool_calls or tool_call_id."""
@@ -236,7 +238,7 @@ class Backend:
         completion, cached = await self._cache.get(
             Cache.key(owner.encode(), engine.url.encode(), body.json),
             lambda: self._ask(request, choice, body, answer),
-            lambda completion: completion.whole,
+            _is_worth_keeping,
         )
         return replace(completion, cached=True) if cached else completion
 
@@ -337,18 +339,23 @@ async def _gather(client: EngineClient, engine: Engine, request: Request, body: 
 
 
 def _checked(completion: Completion, request: Request) -> Completion:
-    """Return a completion that has an answer, or calls that somebody runs.
+    """Return a completion that has an answer, or calls that somebody runs; nobody asks for its thoughts any more.
 
     Raises:
         EngineAnswerError: it has neither.
     """
     if completion.text.strip() or (completion.tool_calls and request.tools and completion.finish_reason != OVERLONG):
-        return completion
+        return replace(completion, thoughts="") if completion.thoughts else completion
     if completion.finish_reason == OVERLONG:
         raise failures.endless(completion)
     if completion.tool_calls:
         raise failures.only_calls(completion, request.no_calls)
     raise failures.only_thoughts(completion) if completion.thinking_tokens else failures.empty(completion)
+
+
+def _is_worth_keeping(completion: Completion) -> bool:
+    length = len(completion.text) + sum(len(call.written) for call in completion.tool_calls)
+    return completion.whole and length <= _LONGEST_KEPT
 
 
 def _wanted(engine: Engine, request: Request) -> int:
