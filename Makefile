@@ -62,9 +62,15 @@ lint: venv bridge/.venv/done ## ansible-lint (production), yamllint, ruff, mypy
 	cd bridge && .venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy
 
 .PHONY: unit
-unit: venv bridge/.venv/done supply/.venv/done ## the bridge and the tiny model on a real llama.cpp server, the roles' modules, pins
+unit: unit-bridge unit-roles ## the bridge and the tiny model on a real llama.cpp server, the roles' modules, pins
+
+.PHONY: unit-bridge
+unit-bridge: bridge/.venv/done
 	cd bridge && .venv/bin/pytest
 	bridge/.venv/bin/pytest tests/tiny_model
+
+.PHONY: unit-roles
+unit-roles: venv supply/.venv/done
 	pytest tests/roles tests/playbooks tests/baseline tests/supply
 
 .PHONY: guests
