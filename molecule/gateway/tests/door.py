@@ -1,4 +1,4 @@
-"""How the tests come to the door: HTTPS from this machine, trusting the private CA and nothing else."""
+"""How the tests come to the gateway: HTTPS from this machine, trusting the private CA and nothing else; HAProxy's own socket."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from testinfra.host import Host
 TOKENS = {"alice": "molecule-token-of-alice", "bob": "molecule-token-of-bob"}
 ENGINE_KEY = "molecule-llama-cpp-key-1"
 QUESTION = "/v1/chat/completions"
+SOCKET = "/run/local-llm-gateway/admin.sock"
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,15 @@ class Reply:
     def json(self) -> Any:
         """The body, read as JSON."""
         return json.loads(self.text)
+
+
+def command(host: Host, line: str) -> str:
+    """What the running HAProxy answers to a command."""
+    script = (
+        "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); "
+        "s.send(sys.argv[2].encode() + b'\\n'); print(b''.join(iter(lambda: s.recv(65536), b'')).decode())"
+    )
+    return str(host.check_output("python3 -c %s %s %s", script, SOCKET, line))
 
 
 def trusted() -> ssl.SSLContext:

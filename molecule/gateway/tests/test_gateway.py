@@ -18,7 +18,7 @@ from socket import create_connection
 from typing import Any
 
 import pytest
-from door import ENGINE_KEY, QUESTION, TOKENS, Door, address, question, trusted
+from door import ENGINE_KEY, QUESTION, TOKENS, Door, address, command, question, trusted
 from testinfra.host import Host
 
 from tests.lab.waiting import until
@@ -29,7 +29,6 @@ ANSWERS = json.loads((PROJECT / "tests/tiny_model/answers.json").read_text())["c
 QUICKSORT = "Write a quicksort function in Python."
 UNIT = "local-llm-gateway"
 ENGINE = "llama-cpp@qwen2-tiny"
-SOCKET = "/run/local-llm-gateway/admin.sock"
 MIB = 2**20
 
 CLOSED = [line for line in (SCENARIO / "tests/closed-paths.txt").read_text().splitlines() if line.startswith("/")]
@@ -49,15 +48,6 @@ Records = Callable[..., list[dict[str, Any]]]
 def ip(host: Host) -> str:
     """Address of a guest whose door is asked."""
     return str(address(host))
-
-
-def command(host: Host, line: str) -> str:
-    """What the running HAProxy answers to a command."""
-    script = (
-        "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); "
-        "s.send(sys.argv[2].encode() + b'\\n'); print(s.recv(9999).decode())"
-    )
-    return str(host.check_output("python3 -c %s %s %s", script, SOCKET, line))
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import raw
-from door import QUESTION, TOKENS, Door, address
+from door import QUESTION, TOKENS, Door, address, command
 from raw import CONTINUATION, END_HEADERS, END_STREAM, HEADERS, PING, PREFACE, RST_STREAM, SETTINGS, Frames, frame
 from testinfra.host import Host
 
@@ -25,7 +25,6 @@ from tests.lab.waiting import until
 SCENARIO = Path(__file__).resolve().parent.parent
 PODMAN = SCENARIO.parent.parent / "tests/lab/bin/podman"
 UNIT = "local-llm-gateway"
-SOCKET = "/run/local-llm-gateway/admin.sock"
 MIB = 2**20
 
 pytestmark = pytest.mark.units(UNIT)
@@ -38,15 +37,6 @@ Records = Callable[..., list[dict[str, Any]]]
 def ip(host: Host) -> str:
     """Address of a guest whose gateway is asked."""
     return str(address(host))
-
-
-def command(host: Host, line: str) -> str:
-    """What the running HAProxy answers to a command."""
-    script = (
-        "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); "
-        "s.send(sys.argv[2].encode() + b'\\n'); print(b''.join(iter(lambda: s.recv(65536), b'')).decode())"
-    )
-    return str(host.check_output("python3 -c %s %s %s", script, SOCKET, line))
 
 
 def info(host: Host, name: str) -> int:
