@@ -1,4 +1,4 @@
-"""How the tests come to the gateway: HTTPS from this machine, trusting the private CA and nothing else; HAProxy's own socket."""
+"""How the tests come to the gateway: HTTPS that trusts the private CA and nothing else, and HAProxy's own socket."""
 
 from __future__ import annotations
 
