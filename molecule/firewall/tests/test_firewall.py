@@ -16,6 +16,8 @@ from socket import create_connection
 import pytest
 from testinfra.host import Host
 
+from tests.lab.waiting import until
+
 SCENARIO = Path(__file__).resolve().parent.parent
 PROJECT = SCENARIO.parent.parent
 INVENTORIES = [SCENARIO / "inventory/hosts.yml"]
@@ -331,7 +333,8 @@ def test_the_rules_come_back_with_the_unit_and_when_somebody_flushes_all(guest: 
         for verb in ("restart", "reload"):
             debian12.check_output("systemctl %s nftables", verb)
             assert debian12.run("nft list table ip admin").rc != 0
-            assert debian12.check_output(TABLE) == before
+            # systemctl waits for nftables alone, and ours follows it.
+            until(lambda: debian12.run(TABLE).stdout.rstrip() == before)
     finally:
         debian12.check_output("systemctl stop nftables; systemctl start local-llm-firewall")
         debian12.check_output("nft --file /etc/admin.nft")
