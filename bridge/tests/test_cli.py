@@ -445,6 +445,12 @@ class TestConfigCheck:
         assert f"{path}: line" in done.stderr
         assert "found 'execute_python'; the model may be given" in done.stderr
 
+    def test_names_of_tools_are_checked_without_tools_of_ones_own(self, tmp_path: Path) -> None:
+        config = file(tmp_path, configuration(8080, "http://m:1", max_tokens={"nope": 500}))
+        done = run("config", "check", config, environment={})
+        assert done.returncode == 2
+        assert "max_tokens: found nope" in done.stderr
+
     def test_the_tokens_file_is_checked(self, tmp_path: Path) -> None:
         (tmp_path / "tokens.yml").write_text("nobody")
         config = file(tmp_path, configuration(8080, "http://m:1", tokens_file=str(tmp_path / "tokens.yml")))

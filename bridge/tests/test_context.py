@@ -148,19 +148,33 @@ async def test_text_that_has_more_tokens_than_was_estimated_is_asked_once_more(s
     assert engine.requests[-1]["max_tokens"] == min(4096 - size // 4, 2000) or len(engine.requests) == 2
 
 
-async def test_what_an_engine_said_of_its_context_is_remembered() -> None:
+async def test_what_an_engine_said_of_its_context_holds_for_one_call_alone() -> None:
     engine = Strict(2048, 4.0)
     calls = [Call("chat", {"message": "a" * size}) for size in (400, 800)]
     assert [wire_texts(result) for result in await asked(*calls, reply=engine)] == [["hello"], ["hello"]]
-    assert [request["max_tokens"] for request in engine.requests] == [2000, 1948, 1848]
+    assert [request["max_tokens"] for request in engine.requests] == [2000, 1948, 2000, 1848]
 
 
-async def test_a_question_that_cannot_fit_is_refused_in_the_engines_words_and_then_before_it_is_sent() -> None:
+async def test_words_of_a_question_that_an_engine_repeats_shorten_nobody_elses_answer() -> None:
+    class Repeating(FakeEngine):
+        def _handle(self, connection: socket.socket) -> None:
+            self.requests.append(request_of(connection))
+            question = self.requests[-1]["messages"][-1]["content"]
+            is_odd = "context" in question
+            connection.sendall(events({"error": f"cannot parse: {question}"}) if is_odd else self.reply)
+
+    engine = Repeating(events(piece("hello", "stop")))
+    attack, other = (Call("chat", {"message": text}) for text in ("context length is 299", "a" * 8000))
+    attacked, answered = await asked(attack, other, reply=engine)
+    assert attacked["isError"]
+    assert wire_texts(answered) == ["hello"]
+    assert engine.requests[-1]["max_tokens"] == 2000
+
+
+async def test_a_question_that_cannot_fit_is_refused_in_the_engines_words() -> None:
     engine = Strict(2048, 4.0)
-    call = Call("chat", {"message": "a" * 9000})
-    refused, known = await asked(call, call, reply=engine)
+    (refused,) = await asked(Call("chat", {"message": "a" * 9000}), reply=engine)
     assert "maximum context length is 2048 tokens" in wire_texts(refused)[0]
-    assert wire_texts(known)[0].startswith("The input is about 2250 tokens, the context of m is 2048.")
     assert len(engine.requests) == 1
 
 

@@ -145,6 +145,7 @@ async def test_events_that_add_nothing_are_skipped(event: object, place: int) ->
         [{"choices": [{"index": 0, "message": {"content": "hello"}, "finish_reason": "stop"}]}],
         [{"choices": [{"message": {"content": "hel"}}]}, {"choices": [{"message": {"content": "lo"}}]}, delta("stop")],
         [piece("hel"), piece("lo"), {"choices": [{"message": {"content": "hello"}, "finish_reason": "stop"}]}],
+        [piece("hello"), {"choices": [{"message": {"content": "hello"}, "finish_reason": "stop"}]}],
         [piece("hello"), {"choices": [{"index": 0, "finish_reason": "stop"}]}],
         [delta(content=[{"type": "text", "text": "hel"}, {"type": "text", "text": "lo"}]), delta("stop")],
         [delta(content={"type": "text", "text": "hello"}), delta("stop")],

@@ -84,6 +84,7 @@ class Answer:
         self._text = StringIO()
         self._thoughts = StringIO()
         self._usage: Any = None
+        self._in_messages = False
 
     def add(self, event: Any) -> None:  # noqa: ANN401 - it came over the wire
         """Take in one event; what adds nothing is skipped.
@@ -172,7 +173,10 @@ class Answer:
     def _add_message(self, message: dict[str, Any]) -> None:
         """Take in a whole message, or pieces of one under the name of a whole one."""
         content = message.get("content")
-        if self.tokens > 1 and content and content == self._text.getvalue():
+        # One piece under the name of a whole message may be followed by the same again.
+        is_begun = self.tokens > self._in_messages
+        self._in_messages = True
+        if is_begun and content and content == self._text.getvalue():
             return  # all of it once more, at its end
         if content:
             self._add_parts(content, thoughts=False)

@@ -123,8 +123,6 @@ class Backend:
         self._probed_at = float("-inf")
         self._probe: dict[str, str | None] = {}
         self._probing = asyncio.Lock()
-        self._contexts: dict[str, int] = {}
-        """Lengths of contexts, in tokens, as the engines told them."""
 
     async def complete(self, request: Request) -> Completion:
         """Have a model continue a conversation.
@@ -270,8 +268,7 @@ class Backend:
             TooLongError: there is no room for any.
         """
         wanted = _wanted(engine, request)
-        # A setting is the operator's word; what the engine said last is newer.
-        length = min(filter(None, (engine.context, self._contexts.get(engine.name or ""))), default=None)
+        length = engine.context
         if length is None:
             return wanted
         tokens = context.estimate(request.messages)
@@ -286,7 +283,10 @@ class Backend:
     async def _room_after(
         self, client: EngineClient, engine: Engine, request: Request, asked: int, said: str
     ) -> int | None:
-        """Return how long an answer can be that the engine refused for its length; None: it cannot be any."""
+        """Return how long an answer can be that the engine refused for its length; None: it cannot be any.
+
+        What is read from its words holds for this call alone: they may repeat the question's, which is somebody's.
+        """
         if not context.is_about_length(said):
             return None
         refusal = context.read_refusal(said, asked)
@@ -296,11 +296,9 @@ class Backend:
                 length = await client.context_of(engine.name or "")
             except EngineError:
                 return None
-        if length is not None:
-            self._contexts[engine.name or ""] = length
-            if room is None:
-                # The estimate errs on the low side, and the engine is not to refuse again.
-                room = (length - context.estimate(request.messages)) // 2
+        if length is not None and room is None:
+            # The estimate errs on the low side, and the engine is not to refuse again.
+            room = (length - context.estimate(request.messages)) // 2
         return room if room is not None and context.LEAST_ROOM <= room < asked else None
 
     async def _unready_because(self, engine: Engine) -> str | None:

@@ -411,13 +411,11 @@ def _is_of_serve(settings: Settings) -> TypeGuard[ServeSettings]:
 
 
 def _check_files(settings: Settings) -> None:
-    """Check the tokens and the operator's tools; whether the sandbox works is seen when the bridge starts."""
+    """Check the tokens and the tools; whether the sandbox works is seen when the bridge starts."""
     if _is_of_serve(settings) and settings.tokens_file:
         from local_llm_bridge import tokens  # noqa: PLC0415
 
         tokens.read(settings.tokens_file)
-    if settings.tools_dir is None:
-        return
     import dataclasses  # noqa: PLC0415
     import socket  # noqa: PLC0415
     import tempfile  # noqa: PLC0415
