@@ -244,6 +244,21 @@ def test_the_target_and_the_host_say_who_is_meant(bridge: Bridge, line: bytes, h
     assert answer.startswith(b"HTTP/1.1 %d " % status), answer
 
 
+@pytest.mark.parametrize("wish", [b"h2c", b"websocket", b"TLS/1.0", b"foo/2, h2c"])
+@pytest.mark.parametrize("body", [LENGTH + b"\r\n" + PING, CHUNKED + b"\r\n" + CHUNK], ids=["length", "chunked"])
+def test_a_wish_for_another_protocol_is_passed_over(bridge: Bridge, wish: bytes, body: bytes) -> None:
+    """curl --http2 and Java's client wish for h2c with each first request; the answer is that of HTTP/1.1."""
+    wishing = b"Connection: Upgrade, HTTP2-Settings\r\nHTTP2-Settings: AAMAAABk\r\nUpgrade: " + wish + b"\r\n"
+    start = b"POST /mcp HTTP/1.1\r\nHost: localhost\r\n" + START.replace(b"Connection: close\r\n", b"") + wishing
+    last = b"POST /mcp HTTP/1.1\r\nHost: localhost\r\n" + START + LENGTH + b"\r\n" + PING
+    for parts in ([start + body + start + body + last], [start, body[:9], body[9:] + start + body, last]):
+        with socket.create_connection(("127.0.0.1", bridge.port), timeout=20) as connection:
+            for part in parts:
+                connection.sendall(part)
+            answers = connection.makefile("rb").read()
+        assert answers.count(b"HTTP/1.1 200 OK") == answers.count(b'"result":{}') == 3, answers
+
+
 def test_requests_sent_one_behind_the_other_are_answered_in_order(bridge: Bridge) -> None:
     start = b"POST /mcp HTTP/1.1\r\nHost: localhost\r\n" + START.replace(b"Connection: close\r\n", b"")
     bodies = [PING.replace(b'"id": 1', b'"id": %d' % number) for number in range(10, 30)]

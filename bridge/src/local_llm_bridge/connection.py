@@ -9,6 +9,7 @@ from __future__ import annotations
 import resource
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from local_llm_bridge.audit import NOBODY
@@ -80,7 +81,15 @@ class Connection(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Hand bytes to the parser, and see whether it makes anything of them."""
         self._unread += len(data)
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._read_without_upgrade(data[upgrade.args[0] :])
+            return
+        except httptools.HttpParserError:
+            self.send_400_response("Invalid HTTP request received.")
+            return
         if self._is_timed or (self._in_message and not self._in_head):
             pass
         elif self.cycle is None or self.cycle.response_complete:
@@ -103,6 +112,8 @@ class Connection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Have the request answered."""
+        if self.parser.should_upgrade():
+            return  # read again without it
         # What has come is counted in whole packets, of which the last may have a body, too.
         if len(self.headers) > _MOST_HEADERS or (self._unread > MAX_HEAD and self._head_size() > MAX_HEAD):
             self._refuse(_TOO_LARGE)
@@ -126,6 +137,8 @@ class Connection(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """Take note of a request's end."""
+        if self.parser.should_upgrade():
+            return
         self._unread = 0
         self._in_message = False
         if self.cycle.response_complete and not self.transport.is_closing():
@@ -146,6 +159,24 @@ class Connection(HttpToolsProtocol):
             self._line_up()  # uvicorn has set the time already
 
     # ours
+
+    def _read_without_upgrade(self, rest: bytes) -> None:
+        """Read a request again as if it had not asked for another protocol, such as h2c: curl and Java do by default.
+
+        The parser takes what follows such a request's headers, so its body, for that protocol.
+
+        Args:
+            rest: what has come after the headers.
+        """
+        method, version = self.parser.get_method(), self.parser.get_http_version()
+        if method == b"CONNECT":
+            self.send_400_response("There is no proxy here.")
+            return
+        lines = [b"%s %s HTTP/%s" % (method, self.url, version.encode())]
+        lines += [b"%s: %s" % header for header in self.headers if header[0] != b"upgrade"]
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
+        self.data_received(b"\r\n".join((*lines, b"", b"")) + rest)
 
     def _make_room(self) -> None:
         """End a connection that waits; if there is none, this one."""
