@@ -247,7 +247,7 @@ def test_the_target_and_the_host_say_who_is_meant(bridge: Bridge, line: bytes, h
 @pytest.mark.parametrize("wish", [b"h2c", b"websocket", b"TLS/1.0", b"foo/2, h2c"])
 @pytest.mark.parametrize("body", [LENGTH + b"\r\n" + PING, CHUNKED + b"\r\n" + CHUNK], ids=["length", "chunked"])
 def test_a_wish_for_another_protocol_is_passed_over(bridge: Bridge, wish: bytes, body: bytes) -> None:
-    """curl --http2 and Java's client wish for h2c with each first request; the answer is that of HTTP/1.1."""
+    """So curl --http2 and Java's client wish for h2c; the answer is that of HTTP/1.1."""
     wishing = b"Connection: Upgrade, HTTP2-Settings\r\nHTTP2-Settings: AAMAAABk\r\nUpgrade: " + wish + b"\r\n"
     start = b"POST /mcp HTTP/1.1\r\nHost: localhost\r\n" + START.replace(b"Connection: close\r\n", b"") + wishing
     last = b"POST /mcp HTTP/1.1\r\nHost: localhost\r\n" + START + LENGTH + b"\r\n" + PING
