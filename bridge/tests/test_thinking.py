@@ -51,6 +51,51 @@ CHAT = Call("chat", {"message": "hi"})
         ('hm\n</think>{"sources": []}', "hm\n", '{"sources": []}'),
         ("hm\n</think>", "hm\n", ""),
         ("use `</think>` here\n</think>\n42", "use `</think>` here\n", "42"),
+        ("it asks of `<think>`.\n</think>\n42", "it asks of `<think>`.\n", "42"),
+        ("I am done. </think> The answer", "I am done. ", "The answer"),
+        ("想好了。 </think> 答案", "想好了。 ", "答案"),
+        ("so 42 </think> 42", "so 42 ", "42"),
+        ('it is "yes"</think>42', 'it is "yes"', "42"),
+        ('hm.</think>"yes"', "hm.", '"yes"'),
+        ("hm</think>[1, 2]", "hm", "[1, 2]"),
+        ("hm</think><think>oh</think>42", "hmoh", "42"),
+        # Other tags.
+        ("<THINK>hm</THINK>42", "hm", "42"),
+        ("<Thought>hm</thought>42", "hm", "42"),
+        ("<reasoning>hm</reasoning>42", "hm", "42"),
+        ("<mm:think>hm</mm:think>42", "hm", "42"),
+        ("[think]hm[/think]42", "hm", "42"),
+        ("◁think▷hm◁/think▷42", "hm", "42"),
+        ("◁think▷hm", "hm", ""),
+        ("hm◁/think▷42", "hm", "42"),
+        ("<|channel>thought\nhm<channel|>42", "\nhm", "42"),
+        ("<|channel>thought\n<channel|>42", "\n", "42"),
+        ("hm\n<channel|>42", "hm\n", "42"),
+        ("<|START_THINKING|>hm<|END_THINKING|><|START_TEXT|>42<|END_TEXT|>", "hm", "42"),
+        ("<|begin_of_thought|>hm<|end_of_thought|><|begin_of_solution|>42", "hm", "42"),
+        ("<think>\nhm\n</think>\n<answer>\n42\n</answer>", "\nhm\n", "42"),
+        # gpt-oss, Granite.
+        ("<|channel|>analysis<|message|>hm", "hm", ""),
+        ("<|channel|>ana", None, ""),
+        ("<|start|>assistant<|channel|>analysis<|message|>hm<|end|>", "hm", ""),
+        ("<|channel|>final <|constrain|>json<|message|>{}<|return|>", "", "{}"),
+        ("<|channel|>commentary<|message|>oh<|end|><|start|>assistant<|channel|>final<|message|>42", "", "42"),
+        ("<|channel|>commentary<|message|>I look.<|end|>", "", "I look."),
+        ("<|channel|>analysis<|message|>hm<|end|><|start|>a<|channel|>commentary to=f<|message|>{}", "hm{}", ""),
+        ("hm<|end|><|start|>assistant<|channel|>final<|message|>42<|return|>", None, "42"),
+        ("<|channel|>final<|message|>A message ends with <|end|> there.", "", "A message ends with <|end|> there."),
+        ("analysisWe need 42.assistantfinal42", "We need 42.", "42"),
+        ("Here is my thought process:\nhm\n\nHere is my response:\n42", "\nhm\n\n", "42"),
+        # One within another, forgotten, or closed by another name.
+        ("<think>a<think>b</think>c</think>42", "a<think>b</think>c", "42"),
+        ("<think>\n<think>\nhm\n</think>\n42", "\n<think>\nhm\n", "42"),
+        ("<think>it asks of <think> tags. Fine.</think>42", "it asks of <think> tags. Fine.", "42"),
+        ("<think>of <think> tags</think>They end at </think> always", "of <think> tags", "They end at </think> always"),
+        ("<think>a<thought>b</thought>c</think>42", "a<thought>b</thought>c", "42"),
+        ("<think>a</thought>b</think>42", "a</thought>b", "42"),
+        ("<think>hm</thinking>42", "hm", "42"),
+        ("<think>```python\nx = 1\n</think>\n\n42", "```python\nx = 1\n", "42"),
+        ("<think>...</think>\n\n42", "...", "42"),
     ],
 )
 def test_thoughts_in_tags_are_told_from_the_answer(text: str, thoughts: str | None, answer: str) -> None:
@@ -80,10 +125,44 @@ def test_thoughts_in_tags_are_told_from_the_answer(text: str, thoughts: str | No
         "<b>not a tag of thoughts</b>",
         "[1, 2]",
         "<thinker>x</thinker>",
+        "<think>…</think>",
+        "<think>...</think> is what Qwen writes.",
+        "<think> and </think> are its tags.",
+        "<think> is the opening tag, and </think> is the closing one.",
+        "Models write <think>…</think> first.",
+        "So it is:\n\n<think>\nHere it thinks.\n</think>\n\nThen it answers.",
+        "```\n<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>final<|message|>42\n```",
+        "1. </think> Ends them",
+        "- </think> ends them",
+        "| </think> | ends them |",
+        "(</think> ends them)",
+        "Tags, e.g. </think> And others",
+        '{"text": "hm</think>42"}',
+        "标签 </think> 用于结束",
+        "analysis of assistants",
+        "<rea\u017foning>x</rea\u017foning>",
+        "xs |> List.map f",
     ],
 )
 def test_a_text_that_mentions_a_tag_stays_as_it_is(text: str) -> None:
     assert split(text) == (None, text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\n" * 500_000 + "</think>",
+        '"</think>"' * 50_000,
+        "<think>" + "`</think> " * 50_000,
+        "<think><think></think>" * 25_000,
+        "<|start|>a<|channel|>final<|message|>" * 15_000,
+        "<" * 500_000,
+    ],
+)
+def test_a_long_text_of_nothing_but_tags_is_read_once(text: str) -> None:
+    """Reading from its beginning again for each tag would take minutes."""
+    _, answer = split(text)
+    assert len(answer) <= len(text)
 
 
 @pytest.mark.parametrize("size", [1, 3, 7])
@@ -102,6 +181,13 @@ def test_where_thoughts_have_a_field_a_closing_tag_is_text() -> None:
     for event in (delta(reasoning="hm"), piece("It ends with\n</think>\nand goes on."), piece("", "stop")):
         answer.add(event)
     assert answer.completion("m", "").text == "It ends with\n</think>\nand goes on."
+
+
+def test_where_thoughts_have_a_field_a_closing_tag_before_all_else_is_none_of_the_answer() -> None:
+    answer = Answer()
+    for event in (delta(reasoning="hm"), piece("\n</think>\n\n42"), piece("", "stop")):
+        answer.add(event)
+    assert answer.completion("m", "").text == "42"
 
 
 @pytest.mark.parametrize(

@@ -9,18 +9,81 @@ code, in quotes, or within a sentence.
 from __future__ import annotations
 
 import re
+from itertools import islice
+from typing import TYPE_CHECKING, NamedTuple
 
-_TAGS = (
-    ("<think>", "</think>"),
-    ("<thinking>", "</thinking>"),
-    ("<thought>", "</thought>"),
-    ("<seed:think>", "</seed:think>"),
-    ("[THINK]", "[/THINK]"),
-    ("<|channel|>analysis<|message|>", "<|channel|>final<|message|>"),
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# As the reasoning parsers of vLLM, SGLang, llama.cpp and Ollama have them, and the lists of Open WebUI and its like.
+_NAMES = (
+    *("think", "thinking", "thought", "reasoning", "reasoning_scratchpad", "思考"),
+    *("seed:think", "mm:think", "longcat_think", "think:opensource"),  # Seed-OSS, MiniMax-M3, LongCat, Hunyuan 3
 )
-_FENCE = re.compile(r"^\s*(?:```|~~~)", re.MULTILINE)
+_TAGS = (
+    *((f"<{name}>", f"</{name}>") for name in _NAMES),
+    ("[think]", "[/think]"),  # Mistral
+    ("◁think▷", "◁/think▷"),  # Kimi-VL
+    ("<|channel>thought", "<channel|>"),  # Gemma 4
+    ("<|start_thinking|>", "<|end_thinking|>"),  # Cohere Command
+    ("<|begin_of_thought|>", "<|end_of_thought|>"),  # Sky-T1
+    ("<|inner_prefix|>", "<|inner_suffix|>"),  # Apertus
+    ("<|think:start|>", "<|think:end|>"),  # Solar Open
+    ("<|open|>think<|sep|>", "<|close|>think<|sep|>"),  # Kimi K3
+    ("<|channel|>analysis<|message|>", "<|channel|>final<|message|>"),  # gpt-oss, where it does not begin with these
+)
+_MEANING = {tag: (number, tag == tags[0]) for number, tags in enumerate(_TAGS) for tag in tags}
+_ANGLED = "|".join(re.escape(tag[1:]) for tag in _MEANING if tag[0] == "<")
+_OTHERS = "|".join(re.escape(tag) for tag in _MEANING if tag[0] != "<")
+# ASCII, so that what is found is in `_MEANING` once it is in lower case.
+_TAG = re.compile(rf"<(?=[/|a-z思])(?:{_ANGLED})|{_OTHERS}", re.IGNORECASE | re.ASCII)
+_FIRST = frozenset("<[◁")
+_IN_CLOSING = ("</", "[/", "◁/", "|>")
+# What may stand around the answer that follows thoughts.
+_AROUND = (
+    ("<answer>", "</answer>"),
+    ("<|START_RESPONSE|>", "<|END_RESPONSE|>"),
+    ("<|START_TEXT|>", "<|END_TEXT|>"),
+    ("<|begin_of_solution|>", "<|end_of_solution|>"),
+)
+# gpt-oss whose tags an engine took for nothing, and Granite 3, which has none.
+_UNTAGGED = re.compile(
+    r"(?:analysis|Here(?: is|'s) my thought process:)(.*?)(?:assistantfinal|Here(?: is|'s) my response:)", re.DOTALL
+)
+_MESSAGES = ("<|channel|>", "<|start|>", "<|message|>")
+_HEADER = re.compile(
+    r"(?:<\|start\|>(?P<role>[^<]*))?(?:<\|channel\|>(?P<channel>[^<]*))?(?:<\|constrain\|>[^<]*)?<\|message\|>"
+)
+_MESSAGE_ENDS = ("<|end|>", "<|return|>", "<|call|>", "<|eom|>", "<|eot|>")
+_FENCE = re.compile(r"^(?:[^`~\n]*>)?[ \t]*(?:```|~~~)", re.MULTILINE)
 _QUOTES = frozenset("'\"`“”«»([\\/=")
+_SENTENCE_ENDS = frozenset(".!?…。\uff01\uff1f")
+_ABBREVIATIONS = ("e.g.", "i.e.", "etc.", "vs.", "cf.")
+_PLACEHOLDER = re.compile(r"[ \t]*(?:…|\.{3,}|[/,&|+])[ \t]*")
+_SUBJECT = re.compile(r" (?:and|or|is|are|tags?|marks?|opens?|starts?|begins?|means?)\b")
 _CODE_INDENT = 4
+_NEAR = 200
+"""How much of a line is looked at on both sides of a tag, in characters."""
+_MOST_TAGS = 10_000
+_MOST_BLOCKS = 64
+
+
+class _Tag(NamedTuple):
+    """A tag in a text.
+
+    Args:
+        start: where it begins.
+        end: where it ends.
+        pair: number of the pair that it belongs to.
+        opens: whether it is the first of the two.
+        doubt: whether it is only mentioned: 0 no, 1 it stands between words, 2 it stands in code or quotes.
+    """
+
+    start: int
+    end: int
+    pair: int
+    opens: bool
+    doubt: int
 
 
 def split(text: str, *, separate: bool = False) -> tuple[str | None, str]:
@@ -28,54 +91,161 @@ def split(text: str, *, separate: bool = False) -> tuple[str | None, str]:
 
     Args:
         text: all that it wrote, or as much as came.
-        separate: whether thoughts came in a field of their own; then a closing tag without an opening one is text.
+        separate: whether thoughts came in a field of their own; then a closing tag without an opening one is text,
+            unless it comes before all else.
 
     Returns: the thoughts, None if there are none, and the answer; if there are none, the text unchanged.
     """
     rest = text.lstrip()
-    if rest[:1] not in {"<", "["} and (separate or not ("</" in rest or "[/" in rest or "<|" in rest)):
+    if rest.startswith(("analysis", "Here")) and (untagged := _UNTAGGED.match(rest)):
+        return untagged[1], rest[untagged.end() :].lstrip()
+    if rest[:1] not in _FIRST and not any(part in rest for part in _IN_CLOSING):
         return None, text  # as nearly all are
+    if rest.startswith(_MESSAGES):
+        return _split_messages(rest)
+    tags = list(islice(_tags(text), _MOST_TAGS))
     thoughts: list[str] = []
-    while tags := next((tags for tags in _TAGS if rest.startswith(tags[0])), None):
-        opening, closing = tags
-        inner = rest[len(opening) :]
-        at = _closed(inner, closing)
-        if at is None:
-            return "".join((*thoughts, inner)), ""
-        thoughts.append(inner[:at])
-        rest = inner[at + len(closing) :].lstrip()
-    if thoughts:
-        return "".join(thoughts), rest
-    for opening, closing in () if separate else _TAGS:
-        for at in _places(text, closing):
-            if opening in text[:at]:
-                break
-            if not _is_mentioned(text, at, closing) and not _is_in_a_sentence(text, at, closing):
-                return text[:at], text[at + len(closing) :].lstrip()
-    return None, text
+    at = begin = len(text) - len(rest)
+    if not (tags and tags[0].opens and tags[0].start == begin):
+        alone = _closing_alone(tags)
+        if alone is None or (separate and alone.start > begin):
+            return None, text
+        thoughts.append(text[: alone.start])
+        at = alone.end
+    elif _is_subject(text, tags):
+        return None, text
+    places = {tag.start: number for number, tag in enumerate(tags) if tag.opens}
+    for _ in range(_MOST_BLOCKS):
+        at = len(text) - len(text[at:].lstrip())
+        if at not in places:
+            break
+        number = places[at]
+        closing = _closing(tags, number)
+        thoughts.append(text[tags[number].end : closing.start if closing else None])
+        at = closing.end if closing else len(text)
+    return "".join(thoughts), _answer(text[at:])
 
 
-def _closed(inner: str, closing: str) -> int | None:
-    """Return where thoughts end that began with a tag; None: they do not."""
-    places = _places(inner, closing)
-    return next((at for at in places if not _is_mentioned(inner, at, closing)), places[-1] if places else None)
+def _closing(tags: list[_Tag], number: int) -> _Tag | None:
+    """Return the tag that ends what the one with this number opened; None: none does."""
+    pair, depth = tags[number].pair, 0
+    others = tags[number + 1 :]
+    for tag in others:
+        if tag.pair == pair and not tag.doubt:
+            depth += 1 if tag.opens else -1
+            if depth < 0:
+                return tag
+    # Models forget to close a second one, use a wrong name, and leave quotes and code open.
+    closing = [tag for tag in others if not tag.opens]
+    same = [tag for tag in closing if tag.pair == pair]
+    surest = sorted(same, key=lambda tag: tag.doubt)
+    if not surest or surest[0].doubt > 1:
+        surest = [*same[-1:], *(tag for tag in closing if not tag.doubt)]
+    return surest[0] if surest else None
 
 
-def _places(text: str, tag: str) -> list[int]:
-    return [match.start() for match in re.finditer(re.escape(tag), text)]
+def _closing_alone(tags: list[_Tag]) -> _Tag | None:
+    """Return the tag that ends thoughts which nothing opened; None: there are none."""
+    for tag in tags:
+        if tag.opens and tag.doubt <= 1:
+            return None
+        if not tag.opens and not tag.doubt:
+            return tag
+    return None
 
 
-def _is_mentioned(text: str, at: int, tag: str) -> bool:
-    """Whether a tag stands in code or in quotes."""
-    line = text[text.rfind("\n", 0, at) + 1 : at]
-    around = {text[at - 1 : at] if at else "", text[at + len(tag) :][:1]}
-    return bool(around & _QUOTES) or line.count("`") % 2 == 1 or len(_FENCE.findall(text[:at])) % 2 == 1
+def _is_subject(text: str, tags: list[_Tag]) -> bool:
+    """Whether a text that begins with a tag is about it: "<think>…</think> is", "<think> and </think> are"."""
+    if len(tags) == 1 or tags[1].opens:
+        return False
+    opening, closing = tags[:2]
+    if _PLACEHOLDER.fullmatch(text, opening.end, closing.start):
+        return text[closing.end : closing.end + 1] in {*" ,.;:)", ""}
+    return closing.doubt == 1 and bool(_SUBJECT.match(text, opening.end))
 
 
-def _is_in_a_sentence(text: str, at: int, tag: str) -> bool:
-    """Whether a tag that nothing opened stands between words, or in a line that is indented as code is."""
-    start, end = text.rfind("\n", 0, at) + 1, text.find("\n", at)
-    before, after = text[start:at], text[at + len(tag) : None if end < 0 else end]
-    if not before.strip():
+def _answer(text: str) -> str:
+    """Return an answer without what stands around it."""
+    text = text.lstrip()
+    for opening, closing in _AROUND:
+        inner = text.removeprefix(opening)
+        if inner is not text and (closing not in inner or inner.rstrip().endswith(closing)):
+            return inner.rstrip().removesuffix(closing).strip()
+    return _without_end(text) if text.endswith("|>") else text
+
+
+def _without_end(message: str) -> str:
+    for end in _MESSAGE_ENDS:
+        message = message.removesuffix(end)
+    return message
+
+
+def _split_messages(text: str) -> tuple[str, str]:
+    """Return the thoughts and the answer of gpt-oss, which writes a message to each of its channels.
+
+    The format is OpenAI's "harmony". What it says before a call counts if there is no final answer.
+    """
+    thoughts, said, final = [], [], []
+    headers = list(islice(_HEADER.finditer(text), _MOST_TAGS))
+    if not headers:
+        return text, ""
+    for header, end in zip(headers, [*(header.start() for header in headers[1:]), len(text)], strict=True):
+        channel = header["channel"] or ""
+        recipient = f"{header['role'] or ''} {channel}".partition("to=")[2].split()
+        body = _without_end(text[header.end() : end].rstrip())
+        if channel.startswith("final") or (not channel and recipient in ([], ["user"])):
+            final.append(body)
+        elif channel.startswith("commentary") and not recipient:
+            said.append(body)
+        else:
+            thoughts.append(body)
+    return "".join(thoughts), "".join(final or said).lstrip()
+
+
+def _tags(text: str) -> Iterator[_Tag]:
+    """Yield the tags in a text. The text may be long, and may hold nothing else."""
+    line = line_end = seen = 0
+    in_code = False
+    counts: dict[str, int] = {}
+    for match in _TAG.finditer(text):
+        at, end = match.span()
+        if at >= line_end:
+            start = text.rfind("\n", line_end and line_end - 1, at) + 1
+            in_code ^= len(_FENCE.findall(text, line, start)) % 2 == 1
+            line, seen = start, start
+            line_end = text.find("\n", end) + 1 or len(text) + 1
+            counts = dict.fromkeys('`"', 0)
+        for mark in counts:
+            counts[mark] += text.count(mark, seen, at)
+        seen = at
+        number, opens = _MEANING[match[0].lower()]
+        near = min(end + _NEAR, line_end)
+        is_quoted = any(count % 2 and text.find(mark, end, near) >= 0 for mark, count in counts.items())
+        around = (text[at - 1 : at] if at else "", text[end : end + 1])
+        if in_code or is_quoted or _QUOTES.issuperset(around):
+            doubt = 2
+        else:
+            doubt = _is_in_a_sentence(text[max(line, at - _NEAR) : at], text[end:near])
+        yield _Tag(at, end, number, opens, doubt)
+
+
+def _is_in_a_sentence(before: str, after: str) -> bool:
+    """Whether a tag stands between words, or in a line that is indented as code is.
+
+    Args:
+        before: the end of what stands before it in its line.
+        after: the beginning of what stands after it.
+    """
+    words = before.strip()
+    if not words:
         return len(before.expandtabs(_CODE_INDENT)) >= _CODE_INDENT
-    return before[-1].isspace() and bool(after.strip())
+    following = after.strip()
+    if not following:
+        return False
+    if following[0] in ",.;:!?)|":
+        return True
+    if not before[-1].isspace() or not after[0].isspace():
+        return words[-1] == "(" and before[-1] == "("
+    is_numbered = words.removesuffix(".").isdigit() and words[-1] == "."
+    has_ended = words[-1] in _SENTENCE_ENDS and not is_numbered and not words.endswith(_ABBREVIATIONS)
+    return not (has_ended or following[0].isdigit())
