@@ -110,13 +110,19 @@ def request_of(connection: socket.socket) -> dict[str, Any]:
     """Read one HTTP request; gives its JSON body, or {} if it has none."""
     data = b""
     while b"\r\n\r\n" not in data:
-        data += connection.recv(65536)
+        data += _received(connection)
     head, _, body = data.partition(b"\r\n\r\n")
     length = re.search(rb"content-length: (\d+)", head.lower())
     while length and len(body) < int(length[1]):
-        body += connection.recv(65536)
+        body += _received(connection)
     request: dict[str, Any] = json.loads(body) if body else {}
     return request
+
+
+def _received(connection: socket.socket) -> bytes:
+    if data := connection.recv(65536):
+        return data
+    raise ConnectionError("the other side has gone")
 
 
 def events(*data: object, done: bool = True) -> bytes:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
+import threading
 import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -29,7 +32,6 @@ from tests.services import (
 )
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Iterator
 
 pytestmark = pytest.mark.anyio
@@ -166,6 +168,76 @@ async def test_a_connection_that_the_engine_has_closed_costs_no_failure(closes_a
     assert [text(result) for result in results] == ["hello"] * 12
     # Where it may, the bridge uses the connection again: then the other two cases are about such a connection.
     assert connections == (1 if closes_after_s is None else 12)
+
+
+@pytest.mark.parametrize("is_read", [False, True])
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize(
+    "unasked",
+    [
+        chunked(piece("another's answer", "stop")),
+        chunked(piece("another's answer", "stop")) * 3,
+        chunked(piece("another's answer", "stop"))[:-5],
+        refusal("503 Service Unavailable").replace(b"close", b"keep-alive"),
+        b"HTTP/1.1 100 Continue\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n",
+        b"\r\n",
+    ],
+)
+async def test_what_comes_without_a_question_answers_none(unasked: bytes, *, apart: bool, is_read: bool) -> None:
+    questions: list[str] = []
+    sent = threading.Event()
+
+    def handle(connection: socket.socket) -> None:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # else the second packet waits for a word
+        while True:
+            questions.append(request_of(connection)["messages"][-1]["content"])
+            reply = chunked(piece(questions[-1], "stop"))
+            for packet in [reply, unasked] if apart else [reply + unasked]:
+                connection.sendall(packet)
+            sent.set()
+
+    listener = Listener(handle)
+    calls = Calls(Settings(engines=(Engine("m", listener.url),), max_retries=0, cache=CacheSettings(entries=0)))
+    try:
+        for question in ("first", "second", "third"):
+            sent.clear()
+            assert text(await calls.run(Call("chat", {"message": question}))) == question
+            assert sent.wait(10)
+            if is_read:
+                await asyncio.sleep(0.01)
+    finally:
+        await calls.close()
+        listener.close()
+    assert questions == ["first", "second", "third"]
+
+
+async def test_what_comes_without_end_after_an_answer_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("local_llm_bridge.engine._KEPT_S", 1.0)
+    more = answer("200 OK", "text/plain", "x" * 2**16).replace(b"close", b"keep-alive")
+    sent = 0
+    gone = threading.Event()
+
+    def handle(connection: socket.socket) -> None:
+        nonlocal sent
+        request_of(connection)
+        connection.sendall(chunked(piece("hello", "stop")))
+        try:
+            while True:
+                connection.sendall(more)
+                sent += len(more)
+        except OSError:
+            gone.set()
+
+    listener = Listener(handle)
+    calls = Calls(Settings(engines=(Engine("m", listener.url),), max_retries=0))
+    try:
+        await calls.run(Call("chat", {"message": "hi"}))
+        assert await asyncio.to_thread(gone.wait, 20)
+    finally:
+        await calls.close()
+        listener.close()
+    assert sent < 2**25, "what fits into the buffers of the two sockets, and no more"
 
 
 @pytest.mark.parametrize("beginning", [b"HTTP/1.1 200 OK\r\nx: y", b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 "])

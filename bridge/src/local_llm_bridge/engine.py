@@ -10,6 +10,7 @@ import asyncio
 import functools
 import gc
 import itertools
+import select
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -345,7 +346,7 @@ class EngineClient:
             self._session = aiohttp.ClientSession(
                 trace_configs=[trace],
                 # How many calls at once is decided before.
-                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEPT_S),
+                connector=_connector_class()(limit=0, keepalive_timeout=_KEPT_S),
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S),
                 headers=self._headers,
                 read_bufsize=2**18,
@@ -478,6 +479,38 @@ class _Answer:
                     events[number] = {"error": {"message": without_key(words, self._key)}}
             except (AttributeError, TypeError, LookupError):
                 continue  # whoever makes sense of the events says what is wrong with this one
+
+
+def _connector_class() -> type[aiohttp.TCPConnector]:
+    import aiohttp  # noqa: PLC0415
+
+    class Connector(aiohttp.TCPConnector):
+        """Connections of which none is used again on which anything has come since its last answer.
+
+        aiohttp would take it for the answer to the next question, which may be somebody else's.
+        """
+
+        async def _get(self, key: Any, traces: Any) -> Any:  # noqa: ANN401 - have no public names
+            kept = self._conns.get(key)
+            while kept and _is_spoilt(kept[0][0]):
+                kept.popleft()[0].close()
+            return await super()._get(key, traces)
+
+        def _release(self, key: Any, protocol: Any, *, should_close: bool = False) -> None:  # noqa: ANN401
+            super()._release(key, protocol, should_close=should_close)
+            # What comes now is kept as it is, within limits; the next request brings a parser of its own.
+            protocol._parser = None  # noqa: SLF001 - nothing public says it
+
+    return Connector
+
+
+def _is_spoilt(protocol: Any) -> bool:  # noqa: ANN401
+    """Whether something has come on a connection that was kept, or its end, read or still to be read."""
+    if protocol.should_close or not protocol.is_connected():
+        return True
+    poll = select.poll()
+    poll.register(protocol.transport.get_extra_info("socket").fileno(), select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def _response_class() -> type[aiohttp.ClientResponse]:
