@@ -55,6 +55,7 @@ HEADERS = {
         (f"Basic {TOKEN}", "The token is not known here."),
         (f"Bearer {TOKEN}x", "The token is not known here."),
         ("Bearer ", "The token is not known here."),
+        (f"Bearer {TOKEN}, Bearer {TOKEN}", "The token came twice."),
     ],
 )
 def test_without_a_known_token_nobody_gets_in(bridge: Bridge, authorization: str | None, words: str) -> None:
@@ -346,6 +347,87 @@ def test_bodies_that_are_no_messages_are_the_callers_fault(bridge: Bridge, body:
     status, text, _ = bridge.http("/mcp", method="POST", headers=headers, data=body)
     assert 400 <= status < 500 or (status == 202 and "id" not in text), (status, text)
     assert "Traceback" not in bridge.log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("body", "request_id", "said"),
+    [
+        *((PING.replace(b"1", value), None, "the id is") for value in (b"null", b"1.5", b"true", b"{}", b"1e999")),
+        (b"[" + PING + b"]", None, "MCP has no batches since 2025-06-18"),
+        (b"5", None, "found 5; wanted a message such as"),
+        (b'"' + "\u4f60".encode() * 999 + b'"', None, "found"),
+        (b"", None, "it is empty"),
+        (PING[:-1], None, "Expecting ',' delimiter at character "),
+        (PING.replace(b"ping", b"caf\xe9"), None, "it is not UTF-8 text: byte "),
+        (PING.replace(b"1", b"NaN"), None, "it has no NaN"),
+        (b'{"id": "a", "method": "ping"}', "a", "jsonrpc is missing"),
+        (PING.replace(b"2.0", b"1.0"), 1, 'jsonrpc is "1.0"; wanted "2.0"'),
+        (PING.replace(b'"ping"', b"5"), 1, "method is 5"),
+        (PING.replace(b'"ping"', b'"ping", "params": []'), 1, "params is a list; wanted an object"),
+        (PING.replace(b"method", b"metod"), 1, "there is no method"),
+        (PING.replace(b"ping", b"p\\ud83d"), 1, "half of a surrogate pair"),
+        (PING.replace(b"ping", b"tools/call"), 1, "there is no name; wanted params such as"),
+        (PING.replace(b"ping", b'tools/call", "params": {"name": "chat", "arguments": []}, "x": "'), 1, "a list"),
+        (PING.replace(b"ping", b'x", "params": {"x": ' + b"[" * 300 + b"]" * 300 + b'},"":"'), 1, "deeper than 255"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_a_message_is_told_as_json_rpc_has_it(
+    bridge: Bridge, body: bytes, request_id: object, said: str
+) -> None:
+    status, text, headers = bridge.http("/mcp", method="POST", headers=HEADERS, data=body)
+    reply = json.loads(text)
+    assert (status, headers["Content-Type"]) == (400, "application/json")
+    assert (reply["jsonrpc"], reply["id"]) == ("2.0", request_id)
+    assert said in reply["error"]["message"]
+    assert len(text) < 500
+
+
+def test_an_id_that_came_as_a_float_and_a_byte_order_mark_are_taken(bridge: Bridge) -> None:
+    for body in (PING.replace(b"1", b"1.0"), b"\xef\xbb\xbf" + PING):
+        status, text, _ = bridge.http("/mcp", method="POST", headers=HEADERS, data=body)
+        assert (status, '"id":1,' in text, '"result":{}' in text) == (200, True, True)
+
+
+JSON, EVENTS = "application/json", "text/event-stream"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "status"),
+    [
+        *(("Content-Type", value, 200) for value in ("Application/JSON", f"{JSON} ; charset=UTF-8", f"{JSON}, {JSON}")),
+        *(("Content-Type", value, 415) for value in ("text/plain", "", "application/json-seq", "multipart/form-data")),
+        *(("Content-Encoding", value, 415) for value in ("gzip", "GZIP", "br", "deflate", "zstd", "gzip, identity")),
+        *(("Content-Encoding", value, 200) for value in ("", "identity")),
+        *(("Accept", value, 200) for value in ("", "*/*", JSON, "application/*", f"{JSON};q=0.1, text/*;q=1")),
+        *(("Accept", value, 200) for value in (f"{JSON.upper()},{EVENTS.upper()}", f"{EVENTS};q=0, */*", "a;;,,*/*")),
+        *(("Accept", value, 406) for value in ("text/html", EVENTS, f"{JSON};q=0, */*", "*/*; q=0.000", "json")),
+    ],
+)
+def test_what_a_body_is_and_what_its_answer_may_be(bridge: Bridge, name: str, value: str, status: int) -> None:
+    found, text, _ = bridge.http("/mcp", method="POST", headers={**HEADERS, name: value}, data=PING)
+    assert found == status
+    said = {200: '"result":{}', 406: "Send 'Accept: application/json, text/event-stream'", 415: f"{name} is "}
+    assert said[status] in text
+
+
+def test_who_takes_no_events_gets_json_however_long_it_takes(tmp_path: Path) -> None:
+    hold = threading.Event()
+
+    class Slow(FakeEngine):
+        def _handle(self, connection: socket.socket) -> None:
+            hold.wait(6)  # longer than a quiet call becomes a stream
+            super()._handle(connection)
+
+    call = {"name": "chat", "arguments": {"message": "hi"}, "_meta": {"progressToken": 1}}
+    body = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": call}).encode()
+    with Slow(events(piece("at last", "stop"))).running() as url, serving(tmp_path, url) as bridge:
+        status, text, headers = bridge.http("/mcp", method="POST", headers={**HEADERS, "Accept": JSON}, data=body)
+    assert (status, headers["Content-Type"]) == (200, JSON)
+    assert json.loads(text)["result"]["content"][0]["text"] == "at last"
+
+
+def test_a_slash_at_the_end_leads_to_the_same_place(bridge: Bridge) -> None:
+    assert bridge.http("/mcp/", method="POST", headers=HEADERS, data=PING)[0] == 200
 
 
 def test_a_client_that_goes_with_several_requests_under_way_leaves_no_traceback(bridge: Bridge) -> None:

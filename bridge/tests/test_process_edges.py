@@ -279,17 +279,21 @@ class TestInput:
             (PING.decode().strip().encode("utf-16"), -32700, "not UTF-8"),
             (b"[" + PING.strip() + b"]", -32600, "no batches"),
             (b"[]", -32600, "no batches"),
-            (b"5", -32600, "wanted a JSON-RPC 2.0 message"),
-            (b'"ping"', -32600, "wanted a JSON-RPC 2.0 message"),
-            (b"null", -32600, "wanted a JSON-RPC 2.0 message"),
-            (b"NaN", -32600, "wanted a JSON-RPC 2.0 message"),
+            (b"5", -32600, "wanted a message such as"),
+            (b'"ping"', -32600, "wanted a message such as"),
+            (b"null", -32600, "wanted a message such as"),
+            (b"NaN", -32700, "it has no NaN"),
+            (PING.strip().replace(b"1,", b'1, "id": 2,'), -32600, "the same key twice"),
+            (PING.strip().replace(b"1,", b'1, "params": {"x": -Infinity},'), -32700, "it has no -Infinity"),
+            (PING.strip().replace(b"ping", b"p\\ud83d"), -32600, "half of a surrogate pair"),
         ],
     )
     def test_a_line_that_is_no_message(self, line: bytes, code: int, said: str) -> None:
         done = shell("exec $B", data=PING + line)  # the end of the input ends the line, too
         reply: dict[str, Any]
         _, reply = (json.loads(text) for text in done.stdout.splitlines())
-        assert (reply["id"], reply["error"]["code"]) == (None, code)
+        assert reply["id"] == (1 if "surrogate" in said else None)
+        assert reply["error"]["code"] == code
         assert said in reply["error"]["message"]
 
     @pytest.mark.parametrize(
@@ -301,7 +305,8 @@ class TestInput:
         line = f'{{"jsonrpc": "2.0", "id": {written}, "method": "ping"}}\n'
         (reply,) = map(json.loads, shell("exec $B", data=line.encode()).stdout.splitlines())
         assert reply["id"] == answered
-        assert ("result" in reply) if answered is not None else (reply["error"]["code"] == -32600)
+        code = -32700 if written == "NaN" else -32600
+        assert ("result" in reply) if answered is not None else (reply["error"]["code"] == code)
 
     def test_powershell_begins_with_a_byte_order_mark(self) -> None:
         done = shell("exec $B", data=b"\xef\xbb\xbf" + PING.replace(b"\n", b"\r\n"))

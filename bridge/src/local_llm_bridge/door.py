@@ -13,7 +13,7 @@ from urllib.parse import parse_qs
 from local_llm_bridge.asgi import Response, text
 from local_llm_bridge.audit import NOBODY, Caller
 from local_llm_bridge.auth import NAME_HEADER, Directory
-from local_llm_bridge.errors import RefusedRequestError
+from local_llm_bridge.errors import BadMessageError, RefusedRequestError
 from local_llm_bridge.limits import AtOnce, Rate
 from local_llm_bridge.metrics import Metrics
 
@@ -84,7 +84,7 @@ class Door:
         headers = _headers(scope)
         response: Response | None
         match scope["path"]:
-            case "/mcp":
+            case "/mcp" | "/mcp/":
                 response = await self._mcp(scope, headers, receive, send)
             case "/healthz" | "/readyz" | "/metrics" if not self._is_for_machines(scope, headers):
                 response = self._stranger(headers["host"])
@@ -108,6 +108,8 @@ class Door:
         if refusal is None:
             try:
                 await self._exchange(scope, headers, receive, send)
+            except BadMessageError as error:
+                refusal = Response(400, json.dumps(error.reply).encode(), "application/json")
             except RefusedRequestError as error:
                 refusal = text(error.status, str(error), error.headers)
             finally:
@@ -227,7 +229,8 @@ def _peer(scope: Scope) -> str:
 
 
 def _unknown(headers: Mapping[str, str]) -> Response:
-    problem = "is not known here" if "authorization" in headers else "is missing"
+    sent = headers.get("authorization")
+    problem = "is missing" if sent is None else "came twice" if "," in sent else "is not known here"
     return text(
         401,
         f"The token {problem}. Send 'Authorization: Bearer <your token>'; whoever runs this bridge gives tokens"

@@ -5,6 +5,7 @@ BridgeError
 ├── ListenError              the operator: the address cannot be listened on
 ├── StreamError              whoever started the program: standard input or output cannot be used
 ├── RefusedRequestError      the client: an HTTP request that is answered with a status from 400 to 499
+│   └── BadMessageError      the client, over stdio as well: its message is not one of JSON-RPC
 └── CallError                one tool call failed; its text is the tool's result
     ├── UnknownToolError     the caller
     ├── BadArgumentsError    the caller
@@ -66,6 +67,21 @@ class RefusedRequestError(BridgeError):
         super().__init__(text)
         self.status = status
         self.headers = headers or {}
+
+
+class BadMessageError(RefusedRequestError):
+    """A message is not JSON, or not one of JSON-RPC.
+
+    Args:
+        code: JSON-RPC's.
+        text: what the client is told.
+        request_id: the message's id; None: it has none, or none that can be repeated.
+    """
+
+    def __init__(self, code: int, text: str, request_id: str | int | None = None) -> None:
+        super().__init__(400, text)
+        self.reply = {"jsonrpc": "2.0", "id": request_id, "error": {"code": code, "message": text}}
+        """What tells the client, as JSON-RPC has it."""
 
 
 class CallError(BridgeError):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 
 from local_llm_bridge.asgi import Response
 from local_llm_bridge.body import SMALL_BODY, Receiver
@@ -19,10 +21,10 @@ from local_llm_bridge.express import (
     read,
 )
 from local_llm_bridge.limits import AtOnce, Rate
-from local_llm_bridge.message import parse
+from local_llm_bridge.message import checked, parse
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -38,6 +40,9 @@ _EVENT_STREAM = [
     (b"x-accel-buffering", b"no"),
 ]
 
+_BOTH = "application/json, text/event-stream"
+_KIND = re.compile(r"application/json\s*(?:[;,]|$)", re.IGNORECASE)
+_NO_QUALITY = re.compile(r"q\s*=\s*0(\.0{0,3})?")
 _PAUSES = 2
 """How much longer than parsing a large body, some 30 ms for the largest, the pause before the next one is."""
 _LISTEN = "subscriptions/listen"
@@ -70,6 +75,10 @@ class Exchange:
             RefusedRequestError: before anything has been sent.
         """
         developer = scope["caller"].developer
+        _check_kind(headers)
+        takes_json, takes_events = _accepted(headers.get("accept") or "*/*")
+        if not takes_json:
+            raise RefusedRequestError(406, f"Answers are JSON, or events. Send 'Accept: {_BOTH}'.")
         body = await self._receiver.receive(receive, headers, developer)
         if body is None:
             return  # the client has gone
@@ -77,14 +86,19 @@ class Exchange:
         method = message.get("method") if isinstance(message, dict) else None
         if len(body) > SMALL_BODY and method != "tools/call":
             raise RefusedRequestError(413, f"Only tools/call may have more than {SMALL_BODY} bytes. Send less.")
-        request = None
-        if _is_ordinary(headers):
-            if is_notification(message):
-                await Response(202).send(send)  # nothing here goes on from one request to the next
-                return
-            request = _everyday(message, headers)
+        is_ordinary = _is_ordinary(headers)
+        if is_ordinary and is_notification(message):
+            await Response(202).send(send)  # nothing here goes on from one request to the next
+            return
+        request = _everyday(message, headers) if is_ordinary else None
         if request is None:
-            size, again = len(body), _replay(body, receive)
+            message = checked(message)
+            request = _everyday(message, headers) if is_ordinary else None
+        if request is None:
+            # The SDK reads what has been read here, not the bytes, which it might read otherwise.
+            size, again = len(body), _replay(encode(message), receive)
+            if takes_events:
+                scope = {**scope, "headers": _plain(scope["headers"])}
             del body, message  # a stream may last for days
             if method == _LISTEN:
                 await self._listen(size, scope, again, send)
@@ -92,11 +106,11 @@ class Exchange:
                 await self._sdk(scope, again, send)
         elif request.method == "tools/call":
             del body, message
-            await self._call(request, scope, receive, send)
+            await self._call(request, scope, receive, _Reply(send, may_stream=takes_events))
         else:
             await _json(self._express.answer(request)).send(send)
 
-    async def _parse_large(self, body: bytes) -> object:
+    async def _parse_large(self, body: bytes) -> Any:  # noqa: ANN401 - whatever JSON holds
         """Parse a large body: one after the other, with pauses in which everybody else is served."""
         loop = asyncio.get_running_loop()
         await self._parsing.acquire()
@@ -122,10 +136,9 @@ class Exchange:
         finally:
             self._streams.leave(developer)
 
-    async def _call(self, request: Everyday, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _call(self, request: Everyday, scope: Scope, receive: Receive, reply: _Reply) -> None:
         """Run a call; it ends at once when the client goes away."""
         gone = asyncio.ensure_future(_wait_for_disconnect(receive))
-        reply = _Reply(send)
         work = asyncio.ensure_future(self._work(request, scope, reply))
         try:
             wait_s = QUIET_S
@@ -148,10 +161,16 @@ class Exchange:
 
 
 class _Reply:
-    """JSON, unless something had to be sent before the answer was there."""
+    """JSON, unless something had to be sent before the answer was there.
 
-    def __init__(self, send: Send) -> None:
+    Args:
+        send: sends it.
+        may_stream: whether the client takes events; else it has no signs of life before its answer.
+    """
+
+    def __init__(self, send: Send, *, may_stream: bool) -> None:
         self._send = send
+        self._may_stream = may_stream
         self._is_stream = False
         self._has_ended = False
         self._sending = asyncio.Lock()  # signs of life and the answer come from two tasks
@@ -172,7 +191,7 @@ class _Reply:
 
     async def _stream(self, data: bytes) -> None:
         async with self._sending:
-            if self._has_ended:
+            if self._has_ended or not self._may_stream:
                 return
             if not self._is_stream:
                 self._is_stream = True
@@ -188,15 +207,51 @@ def _json(message: Wire) -> Response:
     return Response(200, encode(message), "application/json")
 
 
+def _check_kind(headers: Mapping[str, str]) -> None:
+    """Check that a body is JSON as far as its headers tell.
+
+    Raises:
+        RefusedRequestError: it is not, or compressed.
+    """
+    kind = headers.get("content-type", "")
+    if _KIND.match(kind) is None:
+        found = f"{kind[:100]!r}" if kind else "missing"
+        raise RefusedRequestError(415, f"Content-Type is {found}. Send 'Content-Type: application/json'.")
+    packing = headers.get("content-encoding", "")
+    if packing and packing.lower() != "identity":
+        raise RefusedRequestError(
+            415,
+            f"Content-Encoding is {packing[:100]!r}: the bridge takes no compressed bodies. Send it as it is.",
+            {"Accept-Encoding": "identity"},
+        )
+
+
+@lru_cache(maxsize=16)  # clients send always the same
+def _accepted(accept: str) -> tuple[bool, bool]:
+    """Return whether an Accept header allows JSON, and whether it allows events."""
+    kinds: dict[str, bool] = {}
+    for part in accept.lower().split(","):
+        kind, *parameters = [piece.strip() for piece in part.split(";")]
+        kinds[kind] = not any(_NO_QUALITY.fullmatch(parameter) for parameter in parameters)
+
+    def allows(kind: str) -> bool:
+        ranges = (kind, f"{kind.partition('/')[0]}/*", "*/*")
+        return next((kinds[name] for name in ranges if name in kinds), False)
+
+    return allows("application/json"), allows("text/event-stream")
+
+
+def _plain(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """Return headers with those that have been judged here as the SDK wants them to the letter."""
+    others = [header for header in headers if header[0] not in {b"accept", b"content-type"}]
+    return [*others, (b"accept", _BOTH.encode()), (b"content-type", b"application/json")]
+
+
 def _is_ordinary(headers: Mapping[str, str]) -> bool:
     """Whether the headers are those of an everyday request."""
-    accepted = headers.get("accept", "")
-    return (
-        headers.get("content-type", "").partition(";")[0].strip() == "application/json"
-        and "application/json" in accepted
-        and "text/event-stream" in accepted
-        and "mcp-session-id" not in headers
-        and headers.get("mcp-protocol-version", MODERN_VERSION) in (MODERN_VERSION, *HANDSHAKE_VERSIONS)
+    return "mcp-session-id" not in headers and headers.get("mcp-protocol-version", MODERN_VERSION) in (
+        MODERN_VERSION,
+        *HANDSHAKE_VERSIONS,
     )
 
 

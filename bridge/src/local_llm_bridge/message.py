@@ -1,4 +1,4 @@
-"""Reading the JSON of a message so that it means one thing to whoever reads it, and takes no more memory than its size.
+"""Reading a message of JSON-RPC so that it means one thing to whoever reads it, and takes no more memory than its size.
 
 JSON can say the same key twice, and readers differ in which one they take. A few bytes of it can become a hundred in
 memory: four million of `[],` are 1.4 million lists.
@@ -6,10 +6,14 @@ memory: four million of `[],` are 1.4 million lists.
 
 from __future__ import annotations
 
+import codecs
 import json
 from typing import Any
 
-from local_llm_bridge.errors import RefusedRequestError
+from pydantic_core import PydanticSerializationError, to_json
+
+from local_llm_bridge.errors import BadMessageError, RefusedRequestError
+from local_llm_bridge.tools.readings import as_object
 
 MOST_VALUES = 20_000
 """How many values a message may have, texts and lists and their elements. The largest of real clients have hundreds."""
@@ -17,21 +21,118 @@ _LEAST_BYTES = 2
 """What a value takes at least in JSON, its comma included."""
 _BEGINNING = 2**18
 """Bytes after which most of those that have too many values have shown it, at a tenth of the cost."""
+_MOST_EXACT = 2**53  # above it a float is not one whole number alone
+_EXAMPLE = '{"jsonrpc":"2.0","id":1,"method":"tools/list"}'
+_PARSE_ERROR, _INVALID_REQUEST, _INVALID_PARAMS = -32700, -32600, -32602
 
 
-def parse(body: bytes) -> object:
-    """Return a message.
+def parse(body: bytes) -> Any:  # noqa: ANN401 - whatever JSON holds
+    """Return what the body of a request holds.
 
     Raises:
-        RefusedRequestError: it is not JSON, has a key twice or too many values.
+        BadMessageError: it is not JSON, or has a key twice.
+        RefusedRequestError: it has too many values.
     """
     if len(body) > MOST_VALUES * _LEAST_BYTES:
         _refuse_many(body[:_BEGINNING])
         _refuse_many(body)
+    return decode(body)
+
+
+def decode(data: bytes) -> Any:  # noqa: ANN401 - whatever JSON holds
+    """Return what JSON holds, whatever its size.
+
+    Raises:
+        BadMessageError: it is not JSON, or has a key twice.
+    """
     try:
-        return _DECODER.decode(body.decode())  # of bytes, json would guess the encoding
-    except (ValueError, RecursionError):
-        raise RefusedRequestError(400, "The body is not JSON, or nested too deep. Send one JSON-RPC message.") from None
+        return _DECODER.decode(data.decode())  # of bytes, json would guess the encoding
+    except UnicodeDecodeError as error:
+        found = f"it is not UTF-8 text: byte {error.start + 1} is 0x{data[error.start]:02x}"
+    except json.JSONDecodeError as error:
+        if data.startswith(codecs.BOM_UTF8):  # PowerShell begins with one what it sends
+            return decode(data.removeprefix(codecs.BOM_UTF8))
+        found = f"it is not valid JSON: {error.msg} at character {error.pos + 1}" if data.strip() else "it is empty"
+    except ValueError as error:  # a number of thousands of digits, too
+        found = f"it is not valid JSON: {error}"
+    except RecursionError:
+        found = "it is nested too deep"
+    raise BadMessageError(_PARSE_ERROR, f"Parse error: wanted a JSON-RPC message such as {_EXAMPLE}, but {found}.")
+
+
+def checked(message: object) -> dict[str, Any]:
+    """Return a message that is one of JSON-RPC, its id a text or a whole number.
+
+    Raises:
+        BadMessageError: it is none; the text says what was found, and what is wanted.
+    """
+    if isinstance(message, list):
+        raise _invalid("MCP has no batches since 2025-06-18. Send each message by itself")
+    if not isinstance(message, dict):
+        raise _invalid(f"found {_shown(message)}; wanted a message such as {_EXAMPLE}")
+    request_id = _id(message.get("id"))
+    if message.get("jsonrpc") != "2.0":
+        found = f"jsonrpc is {_shown(message['jsonrpc'])}" if "jsonrpc" in message else "jsonrpc is missing"
+        raise _invalid(f'{found}; wanted "2.0", as in {_EXAMPLE}', request_id)
+    if "id" in message and request_id is None:  # it would pass for a notification, and its sender wait for ever
+        raise _invalid(f"the id is {_shown(message['id'])}; wanted a text or a whole number. Notifications have no id")
+    if not isinstance(message.get("method", ""), str):
+        raise _invalid(f"method is {_shown(message['method'])}; wanted a name such as tools/list", request_id)
+    if not isinstance(message.get("params", {}), dict | None):
+        raise _invalid(f"params is {_shown(message['params'])}; wanted an object, or none", request_id)
+    if "method" not in message and not (request_id is not None and _is_reply(message)):
+        raise _invalid(f"there is no method; wanted a message such as {_EXAMPLE}", request_id)
+    if message.get("method") == "tools/call" and request_id is not None:
+        _check_call(message.get("params") or {}, request_id)
+    if problem := unsendable(message):
+        raise _invalid(problem, request_id)
+    return message if request_id is None else {**message, "id": request_id}
+
+
+def unsendable(value: object) -> str:
+    """Return why a value cannot go on as JSON; empty: it can."""
+    try:
+        to_json(value)
+    except PydanticSerializationError as error:
+        is_text = "surrogates not allowed" in str(error)
+        return "half of a surrogate pair, which is not valid Unicode" if is_text else "nested deeper than 255 levels"
+    return ""
+
+
+def _check_call(params: dict[str, Any], request_id: str | int) -> None:
+    if not isinstance(params.get("name"), str):
+        found = f"name is {_shown(params['name'])}" if "name" in params else "there is no name"
+    elif as_object(params.get("arguments")) is None:
+        found = f"arguments is {_shown(params['arguments'])}"
+    else:
+        return
+    wanted = '{"name":"chat","arguments":{"message":"hello"}}'
+    raise BadMessageError(_INVALID_PARAMS, f"Invalid params: {found}; wanted params such as {wanted}.", request_id)
+
+
+def _shown(value: object) -> str:
+    """Return a value as an error shows it."""
+    if isinstance(value, dict | list):
+        return "an object" if isinstance(value, dict) else "a list"
+    return f"{json.dumps(value):.60}"
+
+
+def _invalid(found: str, request_id: str | int | None = None) -> BadMessageError:
+    return BadMessageError(_INVALID_REQUEST, f"Invalid request: {found}.", request_id)
+
+
+def _id(value: object) -> str | int | None:
+    """Return an id, a whole number also where it came as 1.0; None: it is something else."""
+    if isinstance(value, float) and value.is_integer() and abs(value) <= _MOST_EXACT:
+        return int(value)
+    return value if isinstance(value, str | int) and not isinstance(value, bool) else None
+
+
+def _is_reply(message: dict[str, Any]) -> bool:
+    error = message.get("error")
+    return isinstance(message.get("result"), dict) or (
+        isinstance(error, dict) and isinstance(error.get("code"), int) and isinstance(error.get("message"), str)
+    )
 
 
 def _refuse_many(body: bytes) -> None:
@@ -51,12 +152,12 @@ def _refuse_many(body: bytes) -> None:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        raise RefusedRequestError(400, "The body has an object with the same key twice. Send each key once.")
+        raise _invalid("an object has the same key twice. Send each key once")
     return found
 
 
 def _constant(name: str) -> object:
-    raise ValueError(name)
+    raise ValueError(f"it has no {name}")
 
 
 # Made once: json.loads makes a new one for every message when it has anything to look after.

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import codecs
-import json
 import logging
 import os
 import select
@@ -17,11 +16,11 @@ import signal
 import stat
 import threading
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from local_llm_bridge import standard_streams
 from local_llm_bridge.calls import Calls
-from local_llm_bridge.errors import StreamError
+from local_llm_bridge.errors import BadMessageError, StreamError
 from local_llm_bridge.express import (
     CAPABILITIES_KEY,
     MODERN_VERSION,
@@ -31,6 +30,7 @@ from local_llm_bridge.express import (
     encode,
     read,
 )
+from local_llm_bridge.message import checked, decode
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -44,12 +44,8 @@ log = logging.getLogger(__name__)
 
 LONGEST_LINE = 2**26
 """In bytes. What is longer ends the conversation: nobody can tell where the next message begins."""
-_MOST_EXACT = 2**53  # above it a float is not one whole number alone
 _LINES_AHEAD = 64
 """How many lines are read of a file before the first of them has been taken in."""
-_EXAMPLE = '{"jsonrpc":"2.0","id":1,"method":"tools/list"}'
-_NO_BATCH = "Invalid request: MCP has no batches since 2025-06-18. Send each message on a line of its own"
-_NO_OBJECT = f"Invalid request: wanted a JSON-RPC 2.0 message such as {_EXAMPLE}"
 _TOLD_TOOLS: Wire = {"jsonrpc": "2.0", "method": "notifications/tools/list_changed"}
 
 
@@ -127,24 +123,13 @@ class Session:
     async def receive(self, line: bytes) -> None:
         """Take in one line."""
         try:
-            message = json.loads(line.decode())  # of bytes, json would guess the encoding
-        except UnicodeDecodeError:
-            self._refuse(-32700, "Parse error: the line is not UTF-8")
+            message = self._completed(decode(line))
+            request = read(message)
+            if request is None:
+                message = checked(message)
+        except BadMessageError as error:
+            self._send(error.reply)
             return
-        except (ValueError, RecursionError):
-            self._refuse(-32700, "Parse error: the line is not valid JSON")
-            return
-        if not isinstance(message, dict):
-            self._refuse(-32600, _NO_BATCH if isinstance(message, list) else _NO_OBJECT)
-            return
-        if "method" in message and "id" in message and not isinstance(message["id"], str):
-            number = _whole(message["id"])
-            if number is None:  # it would pass for a notification, and its sender wait for ever
-                self._refuse(-32600, "Invalid request: the id has to be a text or a whole number")
-                return
-            message["id"] = number
-        message = self._completed(message)
-        request = read(message)
         if request and self._is_in_order(request):
             self._answer(request)
         elif not self._is_told(message):
@@ -166,9 +151,9 @@ class Session:
         if self._sdk:
             await self._sdk.close()
 
-    def _completed(self, message: Wire) -> Wire:
+    def _completed(self, message: Any) -> Any:  # noqa: ANN401 - whatever JSON holds
         """Let a request without handshake and envelope through, as one of the protocol that needs no handshake."""
-        method = message.get("method")
+        method = message.get("method") if isinstance(message, dict) else None
         if not isinstance(method, str) or "id" not in message:
             return message
         if self._began_with_handshake is None:
@@ -221,9 +206,6 @@ class Session:
                 return task is not None
             case _:
                 return False
-
-    def _refuse(self, code: int, text: str) -> None:
-        self._send({"jsonrpc": "2.0", "id": None, "error": {"code": code, "message": text}})
 
     async def _to_sdk(self, message: Wire) -> None:
         if self._sdk is None:
@@ -364,13 +346,6 @@ async def _lines_of_file() -> AsyncIterator[bytes]:
         if isinstance(line, OSError):
             raise line
         yield line
-
-
-def _whole(value: object) -> int | None:
-    """Return a whole number, also one that came as 1.0; None: it is something else."""
-    if isinstance(value, float) and value.is_integer() and abs(value) <= _MOST_EXACT:
-        return int(value)
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def _is_pipe(descriptor: int) -> bool:

@@ -12,9 +12,8 @@ from functools import cache
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from pydantic_core import PydanticSerializationError, to_json
-
 from local_llm_bridge.errors import BadArgumentsError
+from local_llm_bridge.message import unsendable
 from local_llm_bridge.tools.readings import as_meant
 
 if TYPE_CHECKING:
@@ -59,10 +58,8 @@ def check(tool: Tool, arguments: dict[str, Any]) -> dict[str, Any]:
             found := [*_too_long(schema, arguments)] or _problems(schema, arguments)
         ):
             raise _refusal(tool, found)
-    try:
-        to_json(arguments)
-    except PydanticSerializationError:
-        raise _refusal(tool, ["half of a surrogate pair, which is not valid Unicode"]) from None
+    if problem := unsendable(arguments):
+        raise _refusal(tool, [problem])
     return arguments
 
 
