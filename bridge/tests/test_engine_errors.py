@@ -87,7 +87,7 @@ async def test_a_refusal_without_words_has_none(body: object) -> None:
         ("application/json", "no memory {", "no memory {"),
         (
             "text/html; charset=utf-8",
-            "<!DOCTYPE html>\n<title>502 Bad</title><style>b {}</style>\n<SCRIPT>x < 1</script><p>nginx a &amp; b",
+            "<!DOCTYPE html>\n<!-- a > b --><title>502 Bad</title><style>b</style>\n<SCRIPT>x < 1</script><p>nginx a &amp; b",
             "502 Bad nginx a & b",
         ),
         ("text/html", "<p>" + "long " * 10_000, " ".join(["long"] * 59) + " lon"),
@@ -121,6 +121,13 @@ async def test_an_error_with_a_name_of_its_own_is_one(line: str) -> None:
     assert " failed: out of memory" in await told(events(done=False) + line.encode() + b"\n\n")
 
 
+async def test_an_error_beside_a_finish_reason_is_one() -> None:
+    broken = {"choices": [{"index": 0, "delta": {}, "finish_reason": "error", "error": {"message": f"no {KEY}"}}]}
+    text = await told(events(piece("half"), broken))
+    assert "stopped in the middle of its answer (no [key])" in text
+    assert text.endswith("half")
+
+
 @pytest.mark.parametrize(
     "event", [{"object": "ping"}, {"type": "progress", "message": "at 40 %"}, {"choices": [], "usage": {"x": 1}}]
 )
@@ -133,6 +140,8 @@ async def test_an_event_that_only_informs_is_no_error(event: object) -> None:
 async def test_a_page_in_the_place_of_an_answer_is_quoted() -> None:
     text = await told(answer("200 OK", "text/html", "<title>Log in</title><form>Who are you?</form>"))
     assert "answered with text/html instead of a stream of events: Log in Who are you?." in text
+    text = await told(answer("200 OK", "application/json", '{"response": "hello"}'))
+    assert 'answered with application/json instead of a stream of events: {"response": "hello"}.' in text
 
 
 @pytest.mark.parametrize("status", ["401 Unauthorized", "403 Forbidden", "400 Bad Request", "500 Oh"])
@@ -245,6 +254,38 @@ async def test_a_stream_is_one_whatever_it_is_called(kind: str) -> None:
         with FakeEngine(stream).running() as url:
             result = await ask(url)
         assert result["content"][0]["text"] == "hello"
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        [piece("hel"), piece("lo", "stop")],
+        [
+            {"message": {"role": "assistant", "content": "hel"}, "done": False},
+            {"message": {"content": "lo"}, "done": False},
+            {"message": {"content": ""}, "done": True, "done_reason": "stop", "prompt_eval_count": 3, "eval_count": 2},
+        ],
+    ],
+)
+@pytest.mark.parametrize("kind", ["application/x-ndjson", "Application/NDJSON; charset=utf-8"])
+async def test_a_stream_of_lines_is_read(kind: str, lines: list[object]) -> None:
+    for end in ("\n", ""):
+        with FakeEngine(answer("200 OK", kind, "\n".join(map(json.dumps, lines)) + end)).running() as url:
+            result = await ask(url)
+        assert result["content"] == [{"type": "text", "text": "hello"}]
+        assert result["_meta"].get("prompt_tokens") == (None if len(lines) == 2 else 3)
+    text = await told(answer("200 OK", kind, json.dumps(lines[0]) + '\n{"error": "out of memory"}\n'))
+    assert "stopped in the middle of its answer (out of memory)" in text
+    assert text.endswith("hel")
+    assert "without a finish reason" in await told(answer("200 OK", kind, json.dumps(lines[0]) + "\n"))
+
+
+async def test_a_whole_answer_of_ollamas_own_is_one() -> None:
+    document = {"message": {"role": "assistant", "content": "hello"}, "done": True, "prompt_eval_count": 3}
+    with FakeEngine(answer("200 OK", "application/json", json.dumps(document))).running() as url:
+        result = await ask(url)
+    assert result["content"] == [{"type": "text", "text": "hello"}]
+    assert result["_meta"]["prompt_tokens"] == 3
 
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"

@@ -122,10 +122,26 @@ async def test_an_engine_without_a_list_is_ready_if_the_model_is_named() -> None
     assert wire_texts(result) == ["hello"]
 
 
+def listed(body: object, status: str = "200 OK") -> bytes:
+    return answer(status, "application/json", json.dumps(body))
+
+
 @pytest.mark.parametrize(
-    "listing", [NOT_FOUND, answer("200 OK", "text/html", "<h1>hi</h1>"), answer("200 OK", "application/json", "{}")]
+    ("listing", "why"),
+    [
+        (NOT_FOUND, "has nothing there (HTTP 404: Not Found)"),
+        (answer("200 OK", "text/html", "<h1>hi</h1>"), "did not answer with a list of models: hi."),
+        (answer("200 OK", "application/json", ""), "did not answer with a list of models: it is empty."),
+        (listed({}), "did not answer with a list of models: {}."),
+        (listed({"data": {"m": 1}}), 'did not answer with a list of models: {"data": {"m": 1}}.'),
+        (listed("busy"), "did not answer with a list of models: busy."),
+        (listed({"data": [{"id": None}, 7, {}, "m", {"id": ""}]}), "a list of models: none of them has an id."),
+        (listed({"error": "no disk"}), "failed: no disk"),
+        (listed({"error": {"message": "no disk"}}, "500 Oh"), "failed (HTTP 500: no disk)"),
+        (listed({"detail": "no"}, "405 Method Not Allowed"), "refused the request (HTTP 405: no)"),
+    ],
 )
-async def test_without_a_name_and_a_list_the_way_out_is_a_name(listing: bytes) -> None:
+async def test_without_a_name_and_a_list_the_way_out_is_a_name(listing: bytes, why: str) -> None:
     with Naming(listing=listing).running() as url:
         calls = Calls(Settings(engines=(Engine(None, url),), max_retries=0))
         results = [await calls.run(call) for call in (CHAT, Call("list_models", {}))]
@@ -133,8 +149,28 @@ async def test_without_a_name_and_a_list_the_way_out_is_a_name(listing: bytes) -
     for result in results:
         assert result["isError"]
         (text,) = wire_texts(result)
-        assert text.startswith(f"No model is named, and {url}/models does not list any: name one in MODEL_NAME.")
+        assert text.startswith(f"No model is named, and {url}/models gives no list of them: name one in MODEL_NAME.")
+        assert why in text
         assert "None" not in text
+
+
+@pytest.mark.parametrize("status", ["401 Unauthorized", "403 Forbidden"])
+async def test_a_list_that_wants_a_key_says_so(status: str) -> None:
+    (result,) = await asked(CHAT, reply=Naming(listing=listed({"error": "who?"}, status)), engine={"name": None})
+    assert "refused the bridge's key" in wire_texts(result)[0]
+
+
+@pytest.mark.parametrize("odd", [None, 7, "x", [], {}, {"id": None}, {"id": 7}, {"id": ""}, {"name": "x"}])
+async def test_an_odd_entry_leaves_the_others(odd: object) -> None:
+    entry = {"object": "model", "id": "m"}
+    for body in ({"data": [odd, entry, odd]}, [entry, odd]):
+        (result,) = await asked(CHAT, reply=Naming(listing=listed(body)), engine={"name": None})
+        assert wire_texts(result) == ["hello"]
+
+
+async def test_a_problem_is_one_sentence_in_the_list() -> None:
+    (result,) = await asked(Call("list_models", {}), reply=Naming())
+    assert "does not serve m; it serves nothing; the default; " in wire_texts(result)[0]
 
 
 @pytest.mark.parametrize(
@@ -149,3 +185,8 @@ async def test_without_a_name_and_a_list_the_way_out_is_a_name(listing: bytes) -
 async def test_without_a_name_the_only_listed_model_answers(names: list[str], words: str) -> None:
     (result,) = await asked(CHAT, reply=Naming(*names), engine={"name": None})
     assert words in wire_texts(result)[0]
+
+
+async def test_no_list_where_there_is_no_model_is_an_empty_one() -> None:
+    (result,) = await asked(CHAT, reply=Naming(listing=listed({"data": None})), engine={"name": None})
+    assert "serves no model: load one there" in wire_texts(result)[0]

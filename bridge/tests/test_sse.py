@@ -55,6 +55,11 @@ BEYOND = {
     "no blank line at the end": PLAIN.removesuffix(b"\n\n"),
     "no [DONE] and no line end": PLAIN.removesuffix(DONE).rstrip(b"\n"),
     "only a line end at the end": PLAIN.removesuffix(DONE).removesuffix(b"\n"),
+    "[DONE] as a JSON text": PLAIN.replace(b"[DONE]", b'"[DONE]"'),
+    "[DONE] in small letters": PLAIN.replace(b"[DONE]", b"[done]"),
+    "[DONE] with blanks": PLAIN.replace(b"[DONE]", b"[DONE] \t"),
+    "[DONE] alone": PLAIN.replace(DONE, b"[DONE]\n\nrubbish"),
+    "[DONE] alone and no line end": PLAIN.replace(DONE, b"[DONE]"),
     "null": PLAIN.replace(b"data: ", b"data: null\n\ndata: "),
 }
 
@@ -96,6 +101,7 @@ def test_a_stream_in_any_framing_and_packets_has_the_same_events(framing: str, s
     events, reader = read(cut({**LEGAL, **BEYOND}[framing], size))
     assert events == EVENTS
     assert not reader.broken
+    assert reader.done == (b"[DONE]" in {**LEGAL, **BEYOND}[framing].upper())
 
 
 @pytest.mark.parametrize("size", [1, 7, 10_000])
@@ -119,6 +125,10 @@ async def test_an_error_in_the_stream_is_the_openai_clients_too() -> None:
         (b'event: error\ndata: {"message": "out of memory"}\n\n', {"message": "out of memory"}),
         (b'event: error\ndata: {"error": "out of memory"}\n\n', "out of memory"),
         (b"data: out of memory\nevent: error\n\n", "out of memory"),
+        (b"event: Error \ndata: out of memory\n\n", "out of memory"),
+        (b"data: out of memory\n\n", "out of memory"),
+        (b"data: Error: out of memory\n\ndata: [DONE]\n\n", "Error: out of memory"),
+        (b"data: [ERROR] out of memory\n\n", "[ERROR] out of memory"),
         (b'error: {"message": "out of memory"}\n\n', {"message": "out of memory"}),
         (b'{"error": "out of memory"}\n', "out of memory"),
         (b'{"error": "out of memory"}', "out of memory"),

@@ -18,7 +18,7 @@ from local_llm_bridge import context, failures
 from local_llm_bridge.answer import DEADLINE, OVERLONG, Answer, Completion, ReportedError, receive
 from local_llm_bridge.audit import NOBODY
 from local_llm_bridge.cache import Cache
-from local_llm_bridge.engine import ADDRESS_HINT, BrokenStreamError, EngineClient
+from local_llm_bridge.engine import BrokenStreamError, EngineClient
 from local_llm_bridge.errors import (
     EngineAnswerError,
     EngineError,
@@ -220,7 +220,7 @@ class Backend:
             raise
         except (EngineRefusedError, EngineAnswerError) as error:
             raise type(error)(
-                f"No model is named, and {engine.url}/models does not list any: name one in MODEL_NAME. {ADDRESS_HINT}"
+                f"No model is named, and {engine.url}/models gives no list of them: name one in MODEL_NAME. {error}"
             ) from None
         return tuple(replace(engine, name=name) for name in dict.fromkeys(names))
 

@@ -22,13 +22,13 @@ from local_llm_bridge.errors import EngineAnswerError, EngineDownError, EngineRe
 from local_llm_bridge.refusals import (
     ADDRESS_HINT,
     QUOTE,
+    beginning_of,
     cause,
     no_answer,
     refused,
     reported,
     unreachable,
     without_key,
-    words_of,
 )
 from local_llm_bridge.retry import Failure, connection_is_repeatable, status_is_repeatable, wish_of
 from local_llm_bridge.sse import Event, EventReader, decoded
@@ -142,7 +142,7 @@ class EngineClient:
         answer = _Answer(response, self._engine.api_key, min(longest, LONGEST_ANSWER), deadline)
         try:
             beginning = await self._beginning(response)
-            if beginning.lstrip(_BLANK)[:1] == b"{":
+            if beginning.lstrip(_BLANK)[:1] == b"{" and not answer.is_of_lines:
                 yield [await self._whole_answer(response, beginning)]
                 return
             answer.take(beginning)
@@ -168,13 +168,12 @@ class EngineClient:
             EngineError: there was no answer, or one that is no list of models.
         """
         retries = self._max_retries if max_retries is None else max_retries
-        try:
-            names = [model["id"] for model in await self._listing(retries)]
-        except (TypeError, KeyError):
-            raise self._no_list() from None
-        if not all(isinstance(name, str) for name in names):
-            raise self._no_list()
-        return names
+        listing = await self._listing(retries)
+        names = [model.get("id") for model in listing if isinstance(model, dict)]
+        known = [name for name in names if isinstance(name, str) and name]
+        if listing and not known:
+            raise self._no_list(": none of them has an id")
+        return known
 
     async def context_of(self, model: str) -> int | None:
         """Return the length of the context that the engine serves a model with, in tokens; None: it does not say.
@@ -186,7 +185,7 @@ class EngineClient:
             if isinstance(entry, dict) and entry.get("id") == model:
                 meta = entry.get("meta")
                 length = entry.get("max_model_len") or (meta.get("n_ctx") if isinstance(meta, dict) else None)
-                return length if isinstance(length, int) else None  # vLLM's, llama.cpp's
+                return length if type(length) is int and length > 0 else None  # vLLM's, llama.cpp's
         return None
 
     async def close(self) -> None:
@@ -215,13 +214,18 @@ class EngineClient:
         try:
             document = from_json(data)
         except ValueError:
-            raise self._no_list() from None
+            raise self._no_list(self._quoted(data)) from None
         if words := reported(document):
             raise self._failed(words)
-        listing = document.get("data") if isinstance(document, dict) else None
-        if not isinstance(listing, list):
-            raise self._no_list()
-        return listing
+        # Some services send the list alone; Ollama sends null where it has no model.
+        listing = document.get("data", document) if isinstance(document, dict) else document
+        if not isinstance(listing, list | None):
+            raise self._no_list(self._quoted(data))
+        return listing or []
+
+    def _quoted(self, data: bytes) -> str:
+        said = without_key(beginning_of(data), self._engine.api_key)
+        return f": {said}" if said else ": it is empty"
 
     def _no_list(self, why: str = "") -> EngineAnswerError:
         return EngineAnswerError(
@@ -251,21 +255,21 @@ class EngineClient:
                 break
         if is_stream:
             return data
-        raise no_answer(kind, words_of(data), self._engine)
+        raise no_answer(kind, beginning_of(data), self._engine)
 
     async def _whole_answer(self, response: aiohttp.ClientResponse, beginning: bytes) -> Event:
         """Return a completion that came as one JSON document, as the only event of a stream."""
         kind = response.headers.get("content-type", "")
         data = await _read(response, _LONGEST_DOCUMENT, beginning)
         try:
-            document = decoded(data)
+            document = _as_chunk(decoded(data))
             if words := reported(document):
                 raise self._failed(words)
             choice = document["choices"][0]
             message = choice.get("delta") or choice["message"]
             choices = [{**choice, "delta": message, "finish_reason": choice.get("finish_reason") or "stop"}]
         except (ValueError, AttributeError, TypeError, LookupError):
-            raise no_answer(kind, words_of(data), self._engine) from None
+            raise no_answer(kind, beginning_of(data), self._engine) from None
         return {**document, "choices": choices}
 
     def _end(self, response: aiohttp.ClientResponse) -> None:
@@ -403,6 +407,8 @@ class _Answer:
         self._problem: Exception | None = None
         self._is_whole = False  # a finish reason has come: nothing is missing, whatever happens to the connection
         self._has_ended = False
+        self.is_of_lines = "ndjson" in response.headers.get("content-type", "").lower()
+        """Whether each event is a line of JSON and nothing else, as in Ollama's own protocol."""
         self.is_over = False
         """Whether the engine has said all: `[DONE]`, or the usage after a finish reason."""
 
@@ -440,6 +446,8 @@ class _Answer:
 
     def _feed(self, piece: bytes) -> list[Event]:
         events = self._reader.feed(piece)
+        if self.is_of_lines:
+            events = [_as_chunk(event) for event in events]
         self._note(events)
         self._size += len(piece)
         if self._reader.broken:
@@ -452,6 +460,8 @@ class _Answer:
         """Take note that nothing more comes; gives what had only no end."""
         self._has_ended = True
         events = self._reader.end()
+        if self.is_of_lines:
+            events = [_as_chunk(event) for event in events]
         self._note(events)
         self.is_over = self.is_over or self._reader.done
         if not (self._is_whole or self.is_over or self._problem):
@@ -470,7 +480,11 @@ class _Answer:
             try:
                 choices = event.get("choices")
                 if choices and choices[0].get("finish_reason"):
-                    self._is_whole = True
+                    if error := choices[0].get("error"):
+                        event = {"error": error}  # noqa: PLW2901
+                        choices = None
+                    else:
+                        self._is_whole = True
                 if choices and self._is_whole:
                     self._grace_ends = time.monotonic() + GRACE_S
                 elif not choices and self._is_whole and event.get("usage"):
@@ -479,6 +493,16 @@ class _Answer:
                     events[number] = {"error": {"message": without_key(words, self._key)}}
             except (AttributeError, TypeError, LookupError):
                 continue  # whoever makes sense of the events says what is wrong with this one
+
+
+def _as_chunk(event: Any) -> Any:  # noqa: ANN401 - it came over the wire
+    """Return what is in Ollama's own protocol as an event of a chat completion, and anything else as it is."""
+    if not isinstance(event, dict) or "choices" in event or not isinstance(event.get("message"), dict):
+        return event
+    reason = (event.get("done_reason") or "stop") if event.get("done") else None
+    usage = {"prompt_tokens": event.get("prompt_eval_count"), "completion_tokens": event.get("eval_count")}
+    choice = {"index": 0, "delta": event["message"], "finish_reason": reason}
+    return {"choices": [choice], "usage": usage if reason else None}
 
 
 def _connector_class() -> type[aiohttp.TCPConnector]:

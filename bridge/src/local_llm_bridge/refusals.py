@@ -45,7 +45,7 @@ _PLACES = ("error", "detail", "details", "message", "msg", "errors", "error_desc
 _LAST_PLACES = (*_PLACES, "type", "code")
 _DEEPEST = 5
 _LONGEST_NUMBER = 10**18
-_NOT_SEEN = re.compile(r"<(script|style)\b.*?</\1>|<[^<>]*>", re.DOTALL | re.IGNORECASE)
+_NOT_SEEN = re.compile(r"<!--.*?-->|<(script|style)\b.*?</\1>|<[^<>]*>", re.DOTALL | re.IGNORECASE)
 _KEY_PART = 8  # so many characters of the key in a row give it away
 
 
@@ -59,6 +59,11 @@ def words_of(body: bytes) -> str:
             text = html.unescape(_NOT_SEEN.sub(" ", text))
         return _line(text)
     return _said(document, _PLACES)
+
+
+def beginning_of(body: bytes) -> str:
+    """Return the words of a body, or else how it begins, on one line."""
+    return words_of(body) or _line(body[: 4 * _READ].decode(errors="replace"))
 
 
 def reported(document: Any) -> str:  # noqa: ANN401 - it came over the wire

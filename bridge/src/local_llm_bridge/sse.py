@@ -28,6 +28,8 @@ _LONGEST_CARRIED = 2**16
 _LINE_END = re.compile(rb"\r\n|\n|\r")
 _BLANK_LINES = re.compile(rb"([\r\n])\1{2,}")
 _BOM = b"\xef\xbb\xbf"
+# How an error begins that came as plain text.
+_WORDS = re.compile(rb"\[?[A-Za-z]+\b(?!:\s*[{\[])")
 # All lone surrogates but those that stand for a byte that is not UTF-8.
 _NO_CHARACTER = re.compile("[\ud800-\udc7f\udd00-\udfff]")
 
@@ -130,7 +132,10 @@ class EventReader:
                     self._end_event(events)
                 self._add(value)
             case b"event":
-                self._kind = value
+                self._kind = value.strip().lower()
+            case _ if line.strip() == _DONE:
+                self._end_event(events)
+                self.done = not self.broken
             case b"error":  # an error as llama.cpp once sent it
                 self._kind = b"error"
                 self._add(value)
@@ -150,16 +155,16 @@ class EventReader:
         self._data, self._kind, self._size = [], b"", 0
         if not data:
             return
-        if data == _DONE:
+        if data.strip(b'"').upper() == _DONE:
             self.done = not self.broken
             return
         try:
             event = self._decoded(data)
         except (ValueError, RecursionError):
-            if kind != b"error":
+            if kind != b"error" and not _WORDS.match(data):
                 self.broken = self.broken or "an event that is not JSON"
                 return
-            event = data.decode(errors="replace")
+            kind, event = b"error", data.decode(errors="replace")
         is_error = isinstance(event, dict) and bool(event.get("error"))
         if kind == b"error" and not is_error:
             event, is_error = {"error": event}, True

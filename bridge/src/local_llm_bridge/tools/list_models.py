@@ -24,7 +24,7 @@ async def _run(context: Context, _given: dict[str, Any]) -> Result:
     }
     lines = []
     for state in states:
-        parts = [state.problem or "ready"]
+        parts = [(state.problem or "ready").removesuffix(".")]
         if state.is_default:
             parts.append("the default")
         if state.engine.context:
