@@ -202,6 +202,14 @@ class TestLengths:
         evil = {"type": "string", "pattern": "^(a+)+$", "maxLength": 20}
         assert "x: 40 characters are too many, 20 are the most" in refused(tool({"x": evil}), {"x": "a" * 39 + "!"})
 
+    @pytest.mark.parametrize("pattern", ["^(a+)+$", "^(a|a)*$", "(a*)*b"])
+    def test_of_a_pattern_that_pythons_engine_takes_years_for(self, pattern: str) -> None:
+        evil = {"type": "string", "pattern": pattern}
+        words = {"type": "object", "propertyNames": evil}
+        sent = "a" * (MOST_MATCHED - 1) + "!"
+        for schema, value in ((evil, sent), ({"type": "array", "items": evil}, [sent]), (words, {sent: 1})):
+            assert "does not match" in refused(tool({"x": schema}), {"x": value})
+
     def test_of_what_a_pattern_has_no_limit_for(self) -> None:
         text = {"type": "string", "pattern": "^a*$"}
         assert check(tool({"x": text}), {"x": "a" * MOST_MATCHED})

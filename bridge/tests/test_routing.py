@@ -236,7 +236,7 @@ async def test_the_list_shows_state_strengths_and_the_default(fleet: Bridge) -> 
     [
         (("bar", "(?i)foo"), "FOO"),
         (("(?P<n>x)", "(?P<n>y)"), "y"),
-        ((r"(x)y", r"(a)\1"), "aa"),
+        ((r"(x)y", r"(a)\p{Ll}"), "aa"),
         (("(?x) foo  # a comment", "bar"), "bar"),
     ],
 )
@@ -244,3 +244,11 @@ def test_patterns_do_not_get_in_each_others_way(patterns: tuple[str, ...], text:
     first, second = Engine("a", "http://e/v1"), Engine("b", "http://e/v1")
     router = Router((first, second), (Rule(model="b", patterns=patterns),))
     assert router.choose(text).engine is second
+
+
+@pytest.mark.parametrize("pattern", ["^(a+)+$", "(a|a)*b", "(x+x+)+y", r"(\w+\s*)+:", "(.*a){20}b"])
+def test_no_pattern_stops_everybody(pattern: str) -> None:
+    """In Python's engine each of them takes years for this text."""
+    first, second = Engine("a", "http://e/v1"), Engine("b", "http://e/v1")
+    router = Router((first, second), (Rule(model="b", patterns=(pattern, "!$")),))
+    assert router.choose("ax" * 10_000 + "a" * 10_000 + "!").reason == "the text has '!$'"

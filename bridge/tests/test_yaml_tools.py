@@ -128,6 +128,11 @@ async def test_templates_are_sandboxed_and_strict(tmp_path: Path) -> None:
             {"arguments": {"type": "object", "properties": {"model": {}}}},
             ["arguments: model: every tool has this argument already"],
         ),
+        (
+            {"arguments": {"type": "object", "properties": {"text": {"pattern": "(?!a)b"}, "to": {}}}},
+            ["arguments: pattern: found '(?!a)b', which is no regular", "look-around", "is not supported"],
+        ),
+        ({"arguments": {"type": "object", "patternProperties": {"a": {}}}}, ["patternProperties, which the bridge"]),
         ({"template": "{{ text"}, ["template: line 1 of the template: unexpected end of template"]),
         ({"template": "{{ txt }}"}, ["template: uses txt; arguments are: text, to"]),
         ({"system": "{% if %}"}, ["system: line 1 of the template: Expected an expression"]),

@@ -27,6 +27,7 @@ from pydantic import (
 
 from local_llm_bridge import proxy
 from local_llm_bridge.errors import ConfigError
+from local_llm_bridge.patterns import matcher
 from local_llm_bridge.router import GUIDE_RULES, Rule
 from local_llm_bridge.texts import kind as kind_of
 from local_llm_bridge.texts import printable, shown
@@ -164,10 +165,7 @@ def _token_digest(value: str) -> str:
 
 
 def _pattern(value: str) -> str:
-    try:
-        re.compile(value)
-    except (re.error, OverflowError, RecursionError) as error:
-        raise ValueError(f"found {value!r:.100}, which is not a regular expression: {error}") from None
+    matcher(value)
     return value
 
 

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
+from local_llm_bridge.patterns import matcher
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from local_llm_bridge.config import Engine
 
 _JUDGED = 16_384
 """Characters of a long question that rules are tried on, half of them from its beginning and half from its end.
 
-What a pattern costs grows with the text, for some of them with its square, and everybody waits meanwhile: two million
-times `c+` took more than a second.
+What a rule costs grows with the text, and everybody waits meanwhile.
 """
 _LONGEST_REASON = 80
 _LATEST = ":latest"
@@ -43,7 +45,7 @@ class Rule:
         model: the model's name; None: the first model with this strength.
         good_at: the strength that is wanted; None: `model` is named.
         keywords: words or parts of Chinese text, any of which fits, upper or lower case.
-        patterns: regular expressions, any of which fits.
+        patterns: regular expressions, any of which fits, upper or lower case.
     """
 
     model: str | None = None
@@ -85,10 +87,7 @@ class Router:
         self.default = next((engine for engine in engines if engine.name == default), engines[0])
         self._engines = engines
         self._rules = [
-            (expression, engine)
-            for rule in rules
-            if (engine := self._target(rule))
-            for expression in _expressions(rule)
+            (found, engine) for rule in rules if (engine := self._target(rule)) for found in _conditions(rule)
         ]
 
     def choose(self, text: str, good_at: str | None = None) -> Choice:
@@ -104,9 +103,9 @@ class Router:
             return Choice(engine, f"good at {good_at}")
         if len(text) > _JUDGED:
             text = f"{text[: _JUDGED // 2]}\n{text[-_JUDGED // 2 :]}"
-        for expression, engine in self._rules:
-            if found := expression.search(text):
-                return Choice(engine, f"the text has {found.group()[:_LONGEST_REASON]!r}")
+        for found, engine in self._rules:
+            if reason := found(text):
+                return Choice(engine, reason)
         return Choice(self.default, "the default")
 
     def _target(self, rule: Rule) -> Engine | None:
@@ -118,13 +117,23 @@ class Router:
         return next((engine for engine in self._engines if strength in engine.good_at), None)
 
 
-def _expressions(rule: Rule) -> list[re.Pattern[str]]:
-    """Return what a rule looks for. Each pattern stays alone: it may have flags, groups and references of its own.
+def _conditions(rule: Rule) -> list[Callable[[str], str]]:
+    """Return what tells why a text fits a rule; empty: it does not.
 
     Words of scripts that have blanks between words must stand alone ("class" is not in "classic").
     """
     words = [re.escape(word) for word in rule.keywords if word.isascii()]
     parts = [rf"(?<![A-Za-z0-9_])(?:{'|'.join(words)})(?![A-Za-z0-9_])"] if words else []
     parts += [re.escape(word) for word in rule.keywords if not word.isascii()]
-    keywords = ["|".join(parts)] if parts else []
-    return [re.compile(expression, re.IGNORECASE) for expression in (*keywords, *rule.patterns)]
+    keywords = [partial(_has_keyword, re.compile("|".join(parts), re.IGNORECASE))] if parts else []
+    # Each pattern stays alone: it may have flags and groups of its own.
+    return [*keywords, *(partial(_has_pattern, pattern, matcher(f"(?i){pattern}")) for pattern in rule.patterns)]
+
+
+def _has_keyword(keywords: re.Pattern[str], text: str) -> str:
+    found = keywords.search(text)
+    return f"the text has {found.group()[:_LONGEST_REASON]!r}" if found else ""
+
+
+def _has_pattern(pattern: str, is_found: Callable[[str], bool], text: str) -> str:
+    return f"the text has {pattern[:_LONGEST_REASON]!r}" if is_found(text) else ""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from local_llm_bridge.errors import BadArgumentsError
 from local_llm_bridge.message import unsendable
+from local_llm_bridge.patterns import matcher, patterns_in
 from local_llm_bridge.tools.readings import as_meant
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ def _too_long(schema: dict[str, Any], arguments: dict[str, Any]) -> Iterator[str
         most = limits.get(key, len(value))
         if len(value) > most:
             yield f"{name}: {len(value)} {what} are too many, {most} are the most"
-        elif _has_pattern(limits) and (longest := _longest(value)) > MOST_MATCHED:
+        elif any(patterns_in(limits)) and (longest := _longest(value)) > MOST_MATCHED:
             yield f"{name}: {longest} characters are too many for its pattern, {MOST_MATCHED} are the most"
 
 
@@ -130,12 +131,6 @@ def _longest(value: object) -> int:
 
 def _items(value: object) -> Collection[object]:
     return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-
-
-def _has_pattern(schema: object) -> bool:
-    if isinstance(schema, dict):
-        return "pattern" in schema or any(_has_pattern(inner) for inner in schema.values())
-    return isinstance(schema, list) and any(_has_pattern(inner) for inner in schema)
 
 
 def _problems(schema: dict[str, Any], arguments: dict[str, Any]) -> list[str]:
@@ -197,4 +192,11 @@ def _is_plain(schema: object, value: object) -> bool:
 def _validator(schema: str) -> Validator:
     import jsonschema  # noqa: PLC0415 - only to explain
 
-    return jsonschema.Draft202012Validator(json.loads(schema))
+    def pattern(_: Validator, pattern: str, value: object, _schema: object) -> Iterator[jsonschema.ValidationError]:
+        if isinstance(value, str) and not matcher(pattern)(value):
+            yield jsonschema.ValidationError(f"{value[:100]!r} does not match {pattern!r}")
+
+    # Its own runs Python's engine, which some patterns stop.
+    kind = jsonschema.validators.extend(jsonschema.Draft202012Validator, {"pattern": pattern})  # type: ignore[no-untyped-call]
+    validator: Validator = kind(json.loads(schema))
+    return validator

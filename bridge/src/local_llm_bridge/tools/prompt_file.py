@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from local_llm_bridge.errors import BadArgumentsError, ConfigError
+from local_llm_bridge.patterns import matcher, patterns_in
 from local_llm_bridge.texts import printable, shown
 from local_llm_bridge.tools.ask import MODEL_ARGUMENTS, Prompt, ask
 from local_llm_bridge.tools.tool import Tool
@@ -100,6 +101,7 @@ class PromptFile:
             jsonschema.Draft202012Validator.check_schema(schema)
         except jsonschema.SchemaError as error:
             raise self.wrong("arguments", f"is not a JSON Schema: {error.message[:200]}") from None
+        self._check_patterns()
         properties = schema.get("properties", {})
         if schema.get("type") != "object" or not isinstance(properties, dict):
             raise self.wrong("arguments", "wanted 'type: object' with properties")
@@ -116,6 +118,15 @@ class PromptFile:
                 raise self.wrong(key, f"line {error.lineno} of the template: {error.message}") from None
             if unknown := sorted(used - properties.keys()):
                 raise self.wrong(key, f"uses {', '.join(unknown)}; arguments are: {', '.join(properties) or 'none'}")
+
+    def _check_patterns(self) -> None:
+        if "patternProperties" in str(self.content.arguments):
+            raise self.wrong("arguments", "has patternProperties, which the bridge does not take; name the properties")
+        try:
+            for pattern in patterns_in(self.content.arguments):
+                matcher(pattern)
+        except ValueError as error:
+            raise self.wrong("arguments", f"pattern: {error}") from None
 
     def _rendered(self, key: str, arguments: dict[str, Any]) -> str:
         from jinja2 import TemplateError  # noqa: PLC0415
