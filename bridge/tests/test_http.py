@@ -426,6 +426,27 @@ def test_who_takes_no_events_gets_json_however_long_it_takes(tmp_path: Path) -> 
     assert json.loads(text)["result"]["content"][0]["text"] == "at last"
 
 
+def test_who_sends_no_more_still_gets_its_answers(tmp_path: Path) -> None:
+    """Some clients end their side once they have asked, as nc -N does."""
+    hold = threading.Event()
+
+    class Slow(FakeEngine):
+        def _handle(self, connection: socket.socket) -> None:
+            hold.wait(1)
+            super()._handle(connection)
+
+    params = {"name": "chat", "arguments": {"message": "hi"}}
+    call = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}).encode()
+    start = (b"POST /mcp HTTP/1.1\r\nHost: localhost\r\n" + START).replace(b"Connection: close\r\n", b"")
+    with Slow(events(piece("at last", "stop"))).running() as url, serving(tmp_path, url) as bridge:
+        for requests in (1, 2):
+            with socket.create_connection(("127.0.0.1", bridge.port), timeout=20) as connection:
+                connection.sendall((start + b"Content-Length: %d\r\n\r\n" % len(call) + call) * requests)
+                connection.shutdown(socket.SHUT_WR)
+                answers = connection.makefile("rb").read()
+            assert answers.count(b"HTTP/1.1 200 OK") == answers.count(b'"text":"at last"') == requests, answers
+
+
 def test_a_slash_at_the_end_leads_to_the_same_place(bridge: Bridge) -> None:
     assert bridge.http("/mcp/", method="POST", headers=HEADERS, data=PING)[0] == 200
 

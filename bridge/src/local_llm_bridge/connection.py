@@ -30,6 +30,9 @@ _LINGER_S = 5.0
 
 A client that still sends sees the answer only if the connection stays.
 """
+_INTERIM = b"HTTP/1.1 102 Processing\r\n\r\n"
+_PROBES_S = (0.1, 0.4, 1.5)
+"""Pauses between interim answers to a client that sends no more, in seconds; Go's takes five of them at most."""
 _MOST_CONNECTIONS = 4096
 _MOST_PIPELINED = 64
 """How many requests may wait behind one that is being answered, on one connection."""
@@ -62,6 +65,7 @@ class Connection(HttpToolsProtocol):
         self._in_message = False
         self._in_head = False
         self._is_timed = False
+        self._is_half_closed = False
 
     # asyncio's
 
@@ -97,6 +101,18 @@ class Connection(HttpToolsProtocol):
             self._wait(HEAD_S)
         if self._unread > MAX_HEAD and not self.transport.is_closing():
             self._refuse(_TOO_LARGE)
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """Take note that the client sends no more; return whether it may still wait for an answer.
+
+        Whoever has closed the whole connection looks the same, until something is sent: that is answered by a reset.
+        HTTP has interim answers, and HTTP/1.0 has none.
+        """
+        if not self._is_working() or self._in_message or self.scope["http_version"] != "1.1":
+            return False
+        self._is_half_closed = True
+        self._probe(_PROBES_S)
+        return True
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is not HTTP, unless it has been answered."""
@@ -153,12 +169,24 @@ class Connection(HttpToolsProtocol):
             self._developer = caller.developer
         if not self.cycle.response_complete or self.transport.is_closing():
             return
-        if self._in_message:
+        if self._is_half_closed:
+            self.transport.close()
+        elif self._in_message:
             self._wait(_LINGER_S)
         else:
             self._line_up()  # uvicorn has set the time already
 
     # ours
+
+    def _is_working(self) -> bool:
+        """Whether there is a request of which nothing has been answered."""
+        return self.cycle is not None and not self.cycle.response_started and not self.transport.is_closing()
+
+    def _probe(self, pauses: tuple[float, ...]) -> None:
+        if self._is_working():
+            self.transport.write(_INTERIM)
+            if pauses:
+                self.loop.call_later(pauses[0], self._probe, pauses[1:])
 
     def _read_without_upgrade(self, rest: bytes) -> None:
         """Read a request again as if it had not asked for another protocol, such as h2c: curl and Java do by default.
