@@ -133,7 +133,7 @@ class EventReader:
                 self._add(value)
             case b"event":
                 self._kind = value.strip().lower()
-            case _ if line.strip() == _DONE:
+            case b"[DONE]":
                 self._end_event(events)
                 self.done = not self.broken
             case b"error":  # an error as llama.cpp once sent it
