@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from local_llm_bridge.calls import Call
-from local_llm_bridge.context import Refusal, read_refusal
+from local_llm_bridge.context import Refusal, is_about_length, read_refusal
 from tests.services import FakeEngine, answer, asked, events, piece, request_of, wire_texts
 
 if TYPE_CHECKING:
@@ -82,7 +82,23 @@ class Strict(FakeEngine):
             ),
             Refusal(4097, 237),
         ),
+        (
+            (
+                "You passed 12001 input characters and requested 2000 output tokens. However, the model's context "
+                "length is only 4096 tokens, resulting in a maximum input length of 2096 tokens (at most 12576 chars)."
+            ),
+            Refusal(4096, None),
+        ),
+        (
+            (
+                "The decoder prompt (length 5000) is longer than the maximum model length of 4096. Make sure that "
+                "`max_model_len` is no smaller than the number of text tokens."
+            ),
+            Refusal(4096, -904),
+        ),
+        ("Input length (3000) exceeds model's maximum context length (4096).", Refusal(4096, 1096)),
         # SGLang
+        ("Input length (5000 tokens) exceeds the maximum allowed length (4090 tokens).", Refusal(4090, -910)),
         (
             (
                 "Requested token count exceeds the model's maximum context length of 8192 tokens. You requested a "
@@ -108,7 +124,74 @@ class Strict(FakeEngine):
         ("Invalid max_tokens value, the valid range of max_tokens is [1, 8192]", Refusal(None, 8192)),
         ("`max_tokens` must be less than or equal to `8192`, the maximum value", Refusal(None, 8192)),
         ("This model's maximum context length is 32,768 tokens. You requested 33,000 tokens.", Refusal(32768, 1768)),
+        ("`inputs` must have less than 4095 tokens. Given: 5000", Refusal(4095, -905)),
+        ("Input validation error: `max_new_tokens` must be <= 512. Given: 2000", Refusal(None, 512)),
+        ("Requested tokens (5000) exceed context window of 4096", Refusal(4096, 1096)),
+        (
+            "the request exceeds the available context size. try increasing it (n_prompt_tokens=1407, n_ctx=256)",
+            Refusal(256, -1151),
+        ),
+        (
+            (
+                "The number of tokens to keep from the initial prompt is greater than the context length "
+                "(n_keep: 5000>= n_ctx: 4096). Try to load the model with a larger context length."
+            ),
+            Refusal(4096, -904),
+        ),
+        (
+            (
+                "Trying to keep the first 5000 tokens when context the overflows. However, the model is loaded with "
+                "context length of only 4096 tokens, which is not enough."
+            ),
+            Refusal(4096, -904),
+        ),
+        # TensorRT-LLM and LMDeploy
+        (
+            "The sum of prompt length (3000.0), query length (0) should not exceed max_num_tokens (4096)",
+            Refusal(4096, 1096),
+        ),
+        (
+            (
+                "default_max_tokens (-904) should be greater than 0, default_max_tokens (-904) = max_seq_len (4096) - "
+                "splited_prompt_len (5000) - query_token_len (0)"
+            ),
+            Refusal(4096, -904),
+        ),
+        ("Prompt length (5000) exceeds maximum input length (4096).", Refusal(4096, -904)),
+        ("total sequence length (3000 + 2000) exceeds `session_len` (4096)", Refusal(4096, 1096)),
+        # services
+        (
+            (
+                "This model's maximum context length is 4097 tokens. However, you requested 5000 tokens (2900 in the "
+                "messages, 100 in the functions, and 2000 in the completion)."
+            ),
+            Refusal(4097, 1097),
+        ),
+        (
+            (
+                "This endpoint's maximum context length is 4096 tokens. However, you requested about 5000 tokens "
+                "(3000 of text input, 2000 in the output)."
+            ),
+            Refusal(4096, 1096),
+        ),
+        ("input length and `max_tokens` exceed context limit: 3000 + 2000 > 4096", Refusal(4096, 1096)),
+        ("prompt is too long: 5000 tokens > 4096 maximum", Refusal(4096, -904)),
+        ("Prompt contains 3000 tokens, too large for model with 4096 maximum context length", Refusal(4096, 1096)),
+        ("This model's maximum prompt length is 4096 but the request contains 5000 tokens.", Refusal(4096, -904)),
+        ("The input token count (5000) exceeds the maximum number of tokens allowed (4096).", Refusal(4096, -904)),
+        (
+            "The number of tokens in the prompt (3000) and max_tokens (2000) exceeds the context window of 4096.",
+            Refusal(4096, 1096),
+        ),
+        ("Range of input length should be [1, 4096]", Refusal(4096, None)),
+        ("Range of max_tokens should be [1, 1024]", Refusal(None, 1024)),
+        ("max_tokens (2000) exceeds the limit of 1024", Refusal(None, 1024)),
+        (
+            "Invalid 'max_output_tokens': integer above maximum value. Expected a value <= 4096, but got 5000 instead.",
+            Refusal(None, 4096),
+        ),
         # nothing to learn from
+        ("prompt too long; exceeded max context length by 904 tokens", Refusal(None, None)),
         ("The model server at http://10.0.0.7:8000/v1 refused the request (HTTP 400).", Refusal(None, None)),
         ("temperature must be at most 2", Refusal(None, None)),
         ("context length is " + "9" * 5000, Refusal(9_999_999_999, None)),
@@ -116,6 +199,24 @@ class Strict(FakeEngine):
 )
 def test_refusals_are_understood(words: str, refusal: Refusal) -> None:
     assert read_refusal(words, 2000) == refusal
+    assert is_about_length(words) or refusal == Refusal(None, None)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "Context size has been exceeded.",
+        "the request exceeds the available context size, try increasing it",
+        "the input length exceeds the context length",
+        "input (600 tokens) is too large to process. increase the physical batch size (current batch size: 512)",
+        "Input is too long",
+    ],
+)
+async def test_a_refusal_without_numbers_has_the_list_asked(words: str) -> None:
+    engine = Strict(2048, 3.5, words)
+    (result,) = await asked(Call("chat", {"message": "a" * 400}), reply=engine)
+    assert wire_texts(result) == ["hello"]
+    assert len(engine.requests) == 2
 
 
 @pytest.mark.parametrize(

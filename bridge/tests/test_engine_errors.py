@@ -62,6 +62,10 @@ SHAPES: list[tuple[object, str]] = [
     ({"object": "error", "message": "out of memory", "code": 400}, "out of memory"),
     ({"message": "out of memory"}, "out of memory"),
     ({"errors": [{"message": "out of memory"}]}, "out of memory"),
+    (
+        {"error": {"code": 400, "message": "too long", "n_prompt_tokens": 1407, "n_ctx": 256}},
+        "too long (n_prompt_tokens=1407, n_ctx=256)",
+    ),
     ({"title": "Bad", "detail": "out of memory"}, "out of memory"),
     ("out of memory", "out of memory"),
     (["out of memory"], "out of memory"),

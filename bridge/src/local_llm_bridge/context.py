@@ -15,23 +15,45 @@ LEAST_ROOM = 16
 """An answer with less room, in tokens, is not worth asking for."""
 _NUMBER = r"(\d[\d,_]{0,9})"
 _WORDS = r"[^.\d]{0,60}?"
-# The words of vLLM, SGLang, TGI, llama.cpp and its Python server, LM Studio, and of the services that they speak like.
+_CAP = r"max_(?:new_|output_|completion_)?tokens\b\W*(?:\d+\W+)?"
+# The words of vLLM, SGLang, TGI, TensorRT-LLM, LMDeploy, llama.cpp and its Python server, LM Studio, and of the
+# services that they speak like.
 _CONTEXT = (
-    rf"context (?:length|size|window)(?: limit)?{_WORDS}{_NUMBER}",
+    rf"n_ctx\W+{_NUMBER}",
+    rf"context limit: \d+ \+ \d+ > {_NUMBER}",
+    rf"context (?:length|size|window)(?! by)(?: limit)?{_WORDS}{_NUMBER}",
+    rf"(?:max_seq_len|max_num_tokens|session_len)\W{{1,4}}{_NUMBER}",
     rf"max_model_len{_WORDS}{_NUMBER}",
-    rf"max_new_tokens\W+must be <=? ?{_NUMBER}",
+    rf"range of input length should be \[\d+, ?{_NUMBER}",
+    rf"max(?:imum)? (?:allowed |model |sequence |prompt |input )?length{_WORDS}{_NUMBER}",
+    rf"inputs\W+tokens \+ \W?max_new_tokens\W+must be <=? ?{_NUMBER}",
+    rf"inputs\W+must have less than {_NUMBER}",
+    rf"{_NUMBER} maximum",
+    rf"(?:maximum number of tokens allowed|only supports? up to|limit of|limit for this model is)\W+{_NUMBER}(?! char)",
 )
 _INPUT = (
-    rf"{_NUMBER} (?:input tokens|in (?:the|your) (?:messages|prompt)|of text input)",
+    rf"{_NUMBER} (?:input tokens|of text input)",
     rf"{_NUMBER} tokens (?:from|in) the (?:input|prompt)",
     rf"{_NUMBER}\W+inputs\W+tokens",
-    rf"\b(?:request|prompt|input|messages resulted in)\b[^.\d]{{0,30}}?{_NUMBER} (?:prompt )?tokens",
+    rf"(?<!maximum )(?:input|prompt|sequence)[ _](?:length|len|tokens?(?: count)?)(?: is)?\W{{1,3}}{_NUMBER}",
+    rf"prompt \((?:total )?length {_NUMBER}",
+    rf"tokens in the prompt \({_NUMBER}",
+    rf"(?:n_keep|given)\W+{_NUMBER}",
+    rf"(?:context limit:|the first) {_NUMBER} (?:\+|tokens)",
+    rf"\b(?:request|prompt|input|messages resulted in)\b(?! length of)[^.\d]{{0,30}}?{_NUMBER} (?:prompt )?tokens",
 )
-_TOTAL = (rf"requested (?:a total of )?{_NUMBER} tokens",)
+_PARTS = rf"{_NUMBER} in (?:the|your) (?:messages|prompt|functions|tools)"
+_TOTAL = (rf"requested (?:about |a total of )?{_NUMBER} tokens", rf"requested tokens \({_NUMBER}\)")
 _ANSWER = (
     rf"(?:at most|less than or equal to|no more than|<=?)\W+{_NUMBER}\W+(?:completion|output|the maximum)",
-    rf"(?:max_tokens|max_completion_tokens){_WORDS}\[\d+, ?{_NUMBER}\]",
-    rf"(?:max_tokens|max_completion_tokens){_WORDS}(?:less than or equal to|at most|no more than|<=?)\W+{_NUMBER}",
+    rf"{_CAP}{_WORDS}\[\d+, ?{_NUMBER}\]",
+    rf"{_CAP}{_WORDS}(?:less than or equal to|at most|no more than|limit of|<=?)\W+{_NUMBER}",
+    rf"{_CAP}integer above maximum value\. Expected a value <= {_NUMBER}",
+)
+_ABOUT = re.compile(
+    r"context|max_\w*tokens|max_(?:model|seq)_len|session_len|too (?:long|large|many)|longer than"
+    r"|\b(?:input|prompt|sequence|token|request)s?\b.{0,40}(?:length|limit|exceed|maximum|supports|less than)",
+    re.IGNORECASE,
 )
 
 
@@ -69,17 +91,20 @@ def read_refusal(text: str, asked: int) -> Refusal:
         text: the engine's words.
         asked: the `max_tokens` of the request.
     """
+    cap = _first(_ANSWER, text)
     context, given, total = (_first(patterns, text) for patterns in (_CONTEXT, _INPUT, _TOTAL))
+    if parts := re.findall(_PARTS, text, re.IGNORECASE):
+        given = sum(int(re.sub(r"\D", "", part)) for part in parts)
     if context is not None and given is None and total is not None:
         given = total - asked
     if context is not None and given is not None and given >= 0:
         return Refusal(context, context - given)
-    return Refusal(context, None if context else _first(_ANSWER, text))
+    return Refusal(context, None) if context is not None and context != cap else Refusal(None, cap)
 
 
 def is_about_length(text: str) -> bool:
     """Whether a refusal may be one for its length."""
-    return re.search(r"context|max_tokens|max_completion_tokens|max_new_tokens|too long|too large", text) is not None
+    return _ABOUT.search(text) is not None
 
 
 def _first(patterns: tuple[str, ...], text: str) -> int | None:

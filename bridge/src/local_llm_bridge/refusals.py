@@ -207,7 +207,7 @@ def _said(value: Any, places: tuple[str, ...], depth: int = 0) -> str:  # noqa: 
             found = (_said(value.get(place), _LAST_PLACES, depth + 1) for place in places)
             words = next(filter(None, found), "")
             if words:
-                words = _field(value.get("loc")) + words
+                words = _field(value.get("loc")) + words + _numbers(value)
     return _line(words)
 
 
@@ -216,6 +216,12 @@ def _field(place: Any) -> str:  # noqa: ANN401
     if not isinstance(place, list):
         return ""
     return ".".join(str(part)[:QUOTE] for part in place[:9] if isinstance(part, str | int)) + ": "
+
+
+def _numbers(error: Mapping[str, Any]) -> str:
+    """Return the numbers that llama.cpp puts beside its words on a question that is too long."""
+    given, context = (_said(error.get(name), ()) for name in ("n_prompt_tokens", "n_ctx"))
+    return f" (n_prompt_tokens={given}, n_ctx={context})" if given and context else ""
 
 
 def _line(text: str) -> str:
