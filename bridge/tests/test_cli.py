@@ -513,3 +513,21 @@ def test_a_command_that_there_is_not_is_refused() -> None:
     done = run("dance", environment={})
     assert done.returncode == 2
     assert "choose from" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("/etc/passwd", "audit_socket: /etc/passwd is no socket"),
+        ("/etc", "audit_socket: /etc is no socket"),
+        ("/run/" + "x" * 103, "wanted a path from / of 107 bytes at most"),
+        ("run/audit", "wanted a path from / of 107 bytes at most"),
+        ("/run/a\0b", "wanted a path from / of 107 bytes at most"),
+        ("/nonexistent/socket", ""),
+    ],
+)
+def test_config_check_looks_at_the_audit_socket(tmp_path: Path, path: str, said: str) -> None:
+    config = file(tmp_path, configuration(8080, "http://model1:8000", audit_socket=path))
+    done = run("config", "check", config, environment={})
+    assert (done.returncode, done.stderr == "") == ((2, False) if said else (0, True))
+    assert said in done.stderr

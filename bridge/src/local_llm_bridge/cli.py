@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import os
+import stat
 import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, TypeGuard
@@ -411,11 +412,15 @@ def _is_of_serve(settings: Settings) -> TypeGuard[ServeSettings]:
 
 
 def _check_files(settings: Settings) -> None:
-    """Check the tokens and the tools; whether the sandbox works is seen when the bridge starts."""
+    """Check the tokens, the tools and the audit socket; whether the sandbox works is seen when the bridge starts."""
     if _is_of_serve(settings) and settings.tokens_file:
         from local_llm_bridge import tokens  # noqa: PLC0415
 
         tokens.read(settings.tokens_file)
+    if audit := settings.audit_socket:
+        with suppress(OSError):  # it may come later
+            if not stat.S_ISSOCK(audit.stat().st_mode):
+                raise ConfigError(f"audit_socket: {audit} is no socket; wanted that of syslog, such as /dev/log")
     import dataclasses  # noqa: PLC0415
     import socket  # noqa: PLC0415
     import tempfile  # noqa: PLC0415

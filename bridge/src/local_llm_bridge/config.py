@@ -49,6 +49,7 @@ DEFAULT_CACHE_TTL_S = 3600.0
 DEFAULT_TOOL_ROUNDS = 5
 MOST_TOKENS = 1_000_000
 _LONGEST_NAME = 256
+_LONGEST_SOCKET = 107  # Linux', of the address of a socket
 DEFAULT_SANDBOX_SOCKET = "/run/local-llm-sandbox.sock"
 
 
@@ -169,6 +170,12 @@ def _pattern(value: str) -> str:
     return value
 
 
+def _socket(value: str) -> str:
+    if not value.startswith("/") or "\0" in value or len(value.encode(errors="replace")) > _LONGEST_SOCKET:
+        raise ValueError(f"found {shown(value)}; wanted a path from / of {_LONGEST_SOCKET} bytes at most")
+    return value
+
+
 def _model_name(value: str) -> str:
     # What engines list: a name, a path, a file's name with blanks. It goes into log lines: nothing that cannot be seen.
     if not value.isprintable() or value != value.strip() or not 1 <= len(value) <= _LONGEST_NAME:
@@ -186,6 +193,7 @@ def _host_header(value: str) -> str:
 
 
 _ModelName = Annotated[str, AfterValidator(_model_name)]
+_Socket = Annotated[str, AfterValidator(_socket)]
 _MaxTokens = Annotated[int, Field(ge=1, le=MOST_TOKENS)]
 DEVELOPER_NAME = r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,63}$"
 _DeveloperName = Annotated[str, StringConstraints(pattern=DEVELOPER_NAME)]
@@ -214,7 +222,7 @@ class ExecutePython(_Section):
     """Where Python code is run, and within which limits."""
 
     sandbox: Literal["systemd", "bubblewrap"]
-    socket: str = Field(default=DEFAULT_SANDBOX_SOCKET, pattern="^/")
+    socket: _Socket = DEFAULT_SANDBOX_SOCKET
     """Of the systemd unit; bubblewrap needs none."""
     time_s: float = Field(default=10, ge=1, le=300)
     memory_mib: int = Field(default=256, ge=32, le=65536)
@@ -268,7 +276,7 @@ class _Shared(_Section):
     tool_rounds: int = Field(default=DEFAULT_TOOL_ROUNDS, ge=1, le=50)
     execute_python: ExecutePython | None = None
     audit_content: bool = False
-    audit_socket: str | None = Field(default=None, pattern="^/")
+    audit_socket: _Socket | None = None
 
 
 class _File(_Shared):
