@@ -50,6 +50,9 @@ def refused(tool: Tool, arguments: dict[str, Any]) -> str:
         ({"type": "integer"}, "-3.0", -3),
         ({"type": "integer"}, 3.0, 3),
         ({"type": "integer"}, 1e3, 1000),
+        ({"type": "integer"}, "1e3", 1000),
+        ({"type": "integer"}, "+5", 5),
+        ({"type": "number"}, ".5", 0.5),
         ({"type": "number"}, "0.5", 0.5),
         ({"type": "number"}, "3", 3),
         ({"type": "number"}, "1e-3", 0.001),
@@ -66,6 +69,11 @@ def refused(tool: Tool, arguments: dict[str, Any]) -> str:
         (NUMBERS, ["1", 2], [1, 2]),
         (NUMBERS, 5, [5]),
         ({"type": "array", "items": NUMBERS}, '[["1"], [2]]', [[1], [2]]),
+        (NUMBERS, "5", [5]),
+        ({"type": "array", "items": {"type": "object"}}, '{"a": 1}', [{"a": 1}]),
+        (TEXTS, "null", ["null"]),
+        (TEXTS, json.dumps('["a"]'), ["a"]),
+        ({"type": "object"}, json.dumps('{"a": 1}'), {"a": 1}),
         ({"type": "array"}, "[1]", [1]),
         ({"anyOf": [TEXTS, NUMBERS]}, "[]", []),
         ({"type": "object"}, '{"a": 1}', {"a": 1}),
@@ -94,9 +102,11 @@ def test_one_reading_is_taken(schema: object, sent: object, taken: object) -> No
         ({"type": "boolean"}, "yes"),
         ({"type": "boolean"}, "1"),
         ({"type": "boolean"}, 1),
-        ({"type": "boolean"}, ""),
+        ({"type": ["boolean", "null"]}, ""),
         ({"type": "integer"}, "three"),
         ({"type": "integer"}, "3.5"),
+        ({"type": "integer"}, "1e-3"),
+        ({"type": "integer"}, "1e30"),
         ({"type": "integer"}, 3.5),
         ({"type": "integer"}, "0x10"),
         ({"type": "integer"}, "1_000"),
@@ -108,7 +118,6 @@ def test_one_reading_is_taken(schema: object, sent: object, taken: object) -> No
         ({"type": "number"}, "1e999"),
         ({"type": "string"}, 5),
         ({"type": "string"}, ["a"]),
-        (TEXTS, ""),
         (TEXTS, 5),
         (TEXTS, "[1]"),
         (NUMBERS, "[1, NaN]"),
@@ -129,6 +138,21 @@ def test_null_means_left_out_where_nothing_else_can_be_meant() -> None:
     assert check(takes, {"a": "x", "b": None, "c": None}) == {"a": "x", "b": None, "c": None}
     assert check(CHAT, {"message": "x", "system": None, "model": None, "fresh": None}) == {"message": "x"}
     assert "a: None is not of type 'string'" in refused(takes, {"a": None})
+
+
+@pytest.mark.parametrize("kind", ["boolean", "integer", "number", "object", "array"])
+def test_an_empty_text_means_left_out_where_no_text_can_be_meant(kind: str) -> None:
+    takes = tool({"a": {"type": kind}, "b": {"type": kind}}, "b")
+    good = {"boolean": True, "object": {}, "array": []}.get(kind, 1)
+    assert check(takes, {"a": "", "b": good}) == {"b": good}
+    if kind != "array":
+        assert check(takes, {"a": "null", "b": good}) == {"b": good}
+    assert "Wrong arguments" in refused(takes, {"b": ""})
+
+
+@pytest.mark.parametrize("name", ["Message", "MESSAGE", "messageText", "message ", "_message"])
+def test_the_nearest_name_is_told_however_it_is_written(name: str) -> None:
+    assert "did you mean 'message'?" in refused(CHAT, {name: "hi"})
 
 
 def test_a_call_from_a_program_of_texts_alone() -> None:
@@ -242,6 +266,7 @@ class TestLengths:
         (None, {}),
         ("{}", {}),
         ('{"a": [1]}', {"a": [1]}),
+        (json.dumps('{"a": 1}'), {"a": 1}),
         ("", None),
         ("hi", None),
         ("[1]", None),

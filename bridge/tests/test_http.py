@@ -366,7 +366,10 @@ def test_bodies_that_are_no_messages_are_the_callers_fault(bridge: Bridge, body:
         (PING.replace(b'"ping"', b'"ping", "params": []'), 1, "params is a list; wanted an object"),
         (PING.replace(b"method", b"metod"), 1, "there is no method"),
         (PING.replace(b"ping", b"p\\ud83d"), 1, "half of a surrogate pair"),
-        (PING.replace(b"ping", b"tools/call"), 1, "there is no name; wanted params such as"),
+        (PING.replace(b"ping", b"tools/call"), 1, "name is missing; wanted params such as"),
+        (PING.replace(b"ping", b"initialize"), 1, "protocolVersion is missing; wanted params such as"),
+        (PING.replace(b"ping", b'initialize", "params": {"protocolVersion": "1", "capabilities": []}, "x": "'), 1,
+         "capabilities is a list"),
         (PING.replace(b"ping", b'tools/call", "params": {"name": "chat", "arguments": []}, "x": "'), 1, "a list"),
         (PING.replace(b"ping", b'x", "params": {"x": ' + b"[" * 300 + b"]" * 300 + b'},"":"'), 1, "deeper than 255"),
     ],
@@ -380,6 +383,11 @@ def test_what_is_wrong_with_a_message_is_told_as_json_rpc_has_it(
     assert (reply["jsonrpc"], reply["id"]) == ("2.0", request_id)
     assert said in reply["error"]["message"]
     assert len(text) < 500
+
+
+def test_a_notification_may_say_that_it_has_no_id(bridge: Bridge) -> None:
+    body = PING.replace(b"1,", b"null,").replace(b"ping", b"notifications/initialized")
+    assert bridge.http("/mcp", method="POST", headers=HEADERS, data=body)[0] == 202
 
 
 def test_an_id_that_came_as_a_float_and_a_byte_order_mark_are_taken(bridge: Bridge) -> None:

@@ -308,6 +308,14 @@ class TestInput:
         code = -32700 if written == "NaN" else -32600
         assert ("result" in reply) if answered is not None else (reply["error"]["code"] == code)
 
+    def test_a_ping_first_says_nothing_of_what_comes(self) -> None:
+        listing = PING.replace(b"ping", b"tools/list").replace(
+            b"1,", b'2, "params": {"_meta": {"progressToken": null}},'
+        )
+        done = shell("exec $B", data=PING + listing + PING)
+        replies = [json.loads(line) for line in done.stdout.splitlines()]
+        assert [(reply["id"], "result" in reply) for reply in replies] == [(1, True), (2, True), (1, True)]
+
     def test_powershell_begins_with_a_byte_order_mark(self) -> None:
-        done = shell("exec $B", data=b"\xef\xbb\xbf" + PING.replace(b"\n", b"\r\n"))
-        assert (done.returncode, done.stdout) == (0, PONG)
+        done = shell("exec $B", data=(b"\xef\xbb\xbf" + PING.replace(b"\n", b"\r\n")) * 2)
+        assert (done.returncode, done.stdout) == (0, PONG * 2)

@@ -61,7 +61,7 @@ def read(message: object) -> Everyday | None:
     if message.get("jsonrpc") != "2.0" or not _is_id(message.get("id")) or not isinstance(params, dict):
         return None
     meta = params.get("_meta", {})
-    if not isinstance(meta, dict) or not _is_id(meta.get("progressToken", 0)):
+    if not isinstance(meta, dict) or not (meta.get("progressToken") is None or _is_id(meta["progressToken"])):
         return None
     modern = VERSION_KEY in meta
     if modern and not _is_envelope(meta):

@@ -23,6 +23,14 @@ _BEGINNING = 2**18
 """Bytes after which most of those that have too many values have shown it, at a tenth of the cost."""
 _MOST_EXACT = 2**53  # above it a float is not one whole number alone
 _EXAMPLE = '{"jsonrpc":"2.0","id":1,"method":"tools/list"}'
+_REQUIRED: dict[str, dict[str, type]] = {
+    "initialize": {"protocolVersion": str, "capabilities": dict, "clientInfo": dict},
+    "tools/call": {"name": str},
+}
+_PARAMS = {
+    "initialize": '{"protocolVersion":"2025-11-25","capabilities":{},"clientInfo":{"name":"me","version":"1"}}',
+    "tools/call": '{"name":"chat","arguments":{"message":"hello"}}',
+}
 _PARSE_ERROR, _INVALID_REQUEST, _INVALID_PARAMS = -32700, -32600, -32602
 
 
@@ -70,20 +78,22 @@ def checked(message: object) -> dict[str, Any]:
         raise _invalid("MCP has no batches since 2025-06-18. Send each message by itself")
     if not isinstance(message, dict):
         raise _invalid(f"found {_shown(message)}; wanted a message such as {_EXAMPLE}")
+    if message.get("id", "") is None and str(message.get("method")).startswith("notifications/"):
+        message = {key: value for key, value in message.items() if key != "id"}  # as some clients write "no id"
     request_id = _id(message.get("id"))
     if message.get("jsonrpc") != "2.0":
         found = f"jsonrpc is {_shown(message['jsonrpc'])}" if "jsonrpc" in message else "jsonrpc is missing"
         raise _invalid(f'{found}; wanted "2.0", as in {_EXAMPLE}', request_id)
     if "id" in message and request_id is None:  # it would pass for a notification, and its sender wait for ever
         raise _invalid(f"the id is {_shown(message['id'])}; wanted a text or a whole number. Notifications have no id")
-    if not isinstance(message.get("method", ""), str):
-        raise _invalid(f"method is {_shown(message['method'])}; wanted a name such as tools/list", request_id)
     if not isinstance(message.get("params", {}), dict | None):
         raise _invalid(f"params is {_shown(message['params'])}; wanted an object, or none", request_id)
-    if "method" not in message and not (request_id is not None and _is_reply(message)):
-        raise _invalid(f"there is no method; wanted a message such as {_EXAMPLE}", request_id)
-    if message.get("method") == "tools/call" and request_id is not None:
-        _check_call(message.get("params") or {}, request_id)
+    is_reply = "method" not in message and request_id is not None and _is_reply(message)
+    if not isinstance(message.get("method"), str) and not is_reply:
+        found = f"method is {_shown(message['method'])}" if "method" in message else "there is no method"
+        raise _invalid(f"{found}; wanted a message such as {_EXAMPLE}", request_id)
+    if request_id is not None:
+        _check_params(message.get("method"), message.get("params") or {}, request_id)
     if problem := unsendable(message):
         raise _invalid(problem, request_id)
     return message if request_id is None else {**message, "id": request_id}
@@ -99,15 +109,19 @@ def unsendable(value: object) -> str:
     return ""
 
 
-def _check_call(params: dict[str, Any], request_id: str | int) -> None:
-    if not isinstance(params.get("name"), str):
-        found = f"name is {_shown(params['name'])}" if "name" in params else "there is no name"
-    elif as_object(params.get("arguments")) is None:
+def _check_params(method: object, params: dict[str, Any], request_id: str | int) -> None:
+    found = ""
+    for name, kind in _REQUIRED.get(str(method), {}).items():
+        if not isinstance(params.get(name), kind):
+            found = f"{name} is {_shown(params[name])}" if name in params else f"{name} is missing"
+            break
+    if method == "tools/call" and not found and as_object(params.get("arguments")) is None:
         found = f"arguments is {_shown(params['arguments'])}"
-    else:
+    if not found:
         return
-    wanted = '{"name":"chat","arguments":{"message":"hello"}}'
-    raise BadMessageError(_INVALID_PARAMS, f"Invalid params: {found}; wanted params such as {wanted}.", request_id)
+    raise BadMessageError(
+        _INVALID_PARAMS, f"Invalid params: {found}; wanted params such as {_PARAMS[str(method)]}.", request_id
+    )
 
 
 def _shown(value: object) -> str:

@@ -8,7 +8,6 @@ before the program ends.
 from __future__ import annotations
 
 import asyncio
-import codecs
 import logging
 import os
 import select
@@ -156,8 +155,10 @@ class Session:
         method = message.get("method") if isinstance(message, dict) else None
         if not isinstance(method, str) or "id" not in message:
             return message
+        if method == "ping":  # says nothing of what comes
+            return message
         if self._began_with_handshake is None:
-            self._began_with_handshake = method in {"initialize", "ping"}
+            self._began_with_handshake = method == "initialize"
         params = message.get("params", {})
         if self._began_with_handshake or method == "initialize" or not isinstance(params, dict):
             return message
@@ -285,14 +286,12 @@ async def _lines(*, is_polled: bool) -> AsyncIterator[bytes]:
         StreamError: it cannot be read.
     """
     lines = _lines_of_pipe() if is_polled and _is_pipe(0) else _lines_of_file()
-    mark = codecs.BOM_UTF8  # PowerShell begins with one what it pipes
     try:
         async for line in lines:
             if len(line) > LONGEST_LINE:
                 log.error("a line is longer than %d bytes: the conversation ends", LONGEST_LINE)
                 return
-            yield line.removeprefix(mark)
-            mark = b""
+            yield line
     except OSError as error:
         raise StreamError(f"standard input cannot be read: {error.strerror}") from None
 

@@ -85,7 +85,7 @@ def _wrong_names(schema: dict[str, Any], arguments: dict[str, Any]) -> Iterator[
     if schema.get("additionalProperties") is False and "patternProperties" not in schema:
         free = [name for name in properties if name not in arguments]
         for name in islice((name for name in arguments if name not in properties), _MOST_NAMED):
-            near = difflib.get_close_matches(name[:_LONGEST_NAME], free, n=1)
+            near = difflib.get_close_matches(name[:_LONGEST_NAME].lower(), free, n=1)
             yield f"{name[:_LONGEST_NAME]!r} was unexpected{f' (did you mean {near[0]!r}?)' if near else ''}"
         unknown = len(arguments) - (len(properties) - len(free))
         if unknown > _MOST_NAMED:

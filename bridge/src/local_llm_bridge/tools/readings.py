@@ -1,8 +1,8 @@
 """Arguments as they were meant: a value of the wrong type is taken where its schema leaves exactly one reading of it.
 
-Models and clients put numbers, switches, lists and objects into texts (`"3"`, `"true"`, `"[1, 2]"`), send a whole
-number as `3.0`, one text where a list of texts is wanted, and `null` for what they leave out. What has two readings or
-none stays as it is, and is refused.
+Models and clients put numbers, switches, lists and objects into texts (`"3"`, `"true"`, `"[1, 2]"`), some twice, send a
+whole number as `3.0`, one value where a list of such is wanted, and `null`, `""` or `"null"` for what they leave out.
+What has two readings or none stays as it is, and is refused.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pydantic_core import from_json
 _LONGEST_JSON = 2**18
 """Longest text that is looked into for a list or an object, in characters."""
 _WHOLE = re.compile(r"-?[0-9]{1,18}(\.0{1,18})?")
-_NUMBER = re.compile(r"-?[0-9]{1,40}(\.[0-9]{1,40})?([eE][+-]?[0-9]{1,3})?")
+_NUMBER = re.compile(r"[+-]?([0-9]{1,40}(\.[0-9]{0,40})?|\.[0-9]{1,40})([eE][+-]?[0-9]{1,3})?")
 _MOST_EXACT = 2**53  # above it a float is not one whole number alone
 _SWITCHES = {"true": True, "false": False}
 
@@ -43,7 +43,7 @@ def as_meant(schema: Schema, value: dict[str, Any]) -> dict[str, Any]:
     return {
         name: _read(properties.get(name), item)
         for name, item in value.items()
-        if item is not None or name in required or not _refuses_null(properties.get(name))
+        if name in required or not _is_left_out(properties.get(name), item)
     }
 
 
@@ -89,9 +89,16 @@ def _kinds(schema: object, depth: int = 0) -> list[tuple[str, Schema]]:
     return [kind for kinds in found for kind in kinds] if all(found) else []
 
 
-def _refuses_null(schema: object) -> bool:
-    kinds = _kinds(schema)
-    return bool(kinds) and all(kind != "null" for kind, _ in kinds)
+def _is_left_out(schema: object, value: object) -> bool:
+    """Whether a value stands for none: null where nothing else can be meant, or a text where there is none to be."""
+    kinds = {kind for kind, _ in _kinds(schema)}
+    if not kinds or "null" in kinds:
+        return False
+    return (
+        value is None
+        or (value in ("", "null") and not kinds & {"string", "array"})
+        or (value == "" and "string" not in kinds)
+    )
 
 
 def _is(kind: str, value: object) -> bool:
@@ -113,8 +120,8 @@ def _readings(kind: str, schema: Schema, value: object) -> list[object]:
         if isinstance(found, list):
             return [_inside(schema, found)]
         item = schema.get("items")
-        is_one = value not in (None, "") and any(_is(inner, value) for inner, _ in _kinds(item))
-        return [[value]] if is_one else []
+        one = _read(item, value)
+        return [[one]] if value not in (None, "") and any(_is(inner, one) for inner, _ in _kinds(item)) else []
     if isinstance(value, float):
         is_whole = kind == "integer" and value.is_integer() and abs(value) <= _MOST_EXACT
         return [int(value)] if is_whole else []
@@ -125,8 +132,9 @@ def _readings_of_text(kind: str, schema: Schema, text: str) -> list[object]:
     match kind:
         case "boolean" if text.lower() in _SWITCHES:
             return [_SWITCHES[text.lower()]]
-        case "integer" if _WHOLE.fullmatch(text):
-            return [int(text.partition(".")[0])]
+        case "integer" if _NUMBER.fullmatch(text):
+            is_exact = _WHOLE.fullmatch(text)
+            return [int(text.partition(".")[0])] if is_exact else _readings(kind, schema, float(text))
         case "number" if _WHOLE.fullmatch(text) and "." not in text:
             return [int(text)]
         case "number" if _NUMBER.fullmatch(text) and math.isfinite(float(text)):
@@ -139,9 +147,10 @@ def _readings_of_text(kind: str, schema: Schema, text: str) -> list[object]:
 
 
 def _json(text: str) -> object:
-    if len(text) > _LONGEST_JSON or text.lstrip()[:1] not in {"[", "{"}:
+    if len(text) > _LONGEST_JSON or text.lstrip()[:1] not in {"[", "{", '"'}:
         return None
     try:
-        return from_json(text, allow_inf_nan=False)
+        found = from_json(text, allow_inf_nan=False)
+        return from_json(found, allow_inf_nan=False) if isinstance(found, str) else found
     except ValueError:
         return None
