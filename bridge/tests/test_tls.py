@@ -167,7 +167,7 @@ def test_a_file_of_authorities_without_the_right_one(authority: Authority, tmp_p
         ("SSL_CERT_FILE", b"", "which holds no certificate in PEM"),
         ("SSL_CERT_FILE", b"\x30\x82\x01\x0a", "which holds no certificate in PEM"),
         ("SSL_CERT_DIR", None, "and there is no such folder"),
-        ("SSL_CERT_DIR", b"", "and there is no such folder"),
+        ("SSL_CERT_DIR", b"", "which is a file"),
     ],
 )
 def test_a_setting_that_names_no_authorities(
@@ -178,6 +178,29 @@ def test_a_setting_that_names_no_authorities(
         path.write_bytes(content)
     with TlsEngine(authority.context("127.0.0.1")).running() as url:
         assert f"{variable} names {path}, {words}" in asked(url, **{variable: str(path)})
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        (".", "which is a folder"),
+        ("server.pem/ca", "which cannot be read (Not a directory)"),
+        ("x" * 300, "which cannot be read (File name too long)"),
+        ("b\udcff.pem", "and there is no such file"),
+    ],
+)
+def test_a_name_of_no_file(authority: Authority, tmp_path: Path, name: str, words: str) -> None:
+    with TlsEngine(authority.context("127.0.0.1")).running() as url:
+        text = asked(url, SSL_CERT_FILE=f"{tmp_path}/{name}")
+    assert f"{words}: correct it" in text
+
+
+def test_a_file_that_is_half_broken(authority: Authority) -> None:
+    broken = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"
+    authority.file.write_text(authority.file.read_text() + broken)
+    with TlsEngine(authority.context("127.0.0.1")).running() as url:
+        text = asked(url, SSL_CERT_FILE=str(authority.file))
+    assert "or a broken one" in text
 
 
 @pytest.mark.parametrize(
@@ -245,6 +268,19 @@ def test_a_server_that_ends_it(scheme: str, handle: Callable[[socket.socket], No
         assert words in asked(listener.url, scheme=scheme)
     finally:
         listener.close()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "<title>400 The plain HTTP request was sent to HTTPS port</title><center>nginx</center>",
+        "Client sent an HTTP request to an HTTPS server.",
+        "<p>Reason: You're speaking plain HTTP to an SSL-enabled server port.<br />",
+    ],
+)
+def test_a_server_that_says_that_it_speaks_tls(words: str) -> None:
+    with FakeEngine(answer("400 Bad Request", "text/html", words)).running() as url:
+        assert "). Write https:// instead of http:// in its address." in asked(url, scheme="http")
 
 
 def test_tls_where_plain_http_is_expected(authority: Authority) -> None:

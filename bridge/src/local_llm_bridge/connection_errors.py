@@ -5,9 +5,12 @@ from __future__ import annotations
 import datetime as dt
 import os
 import ssl
+import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
+
+from local_llm_bridge.texts import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -173,7 +176,7 @@ def _certificate(error: ssl.SSLCertVerificationError, host: str) -> tuple[str, s
     today = f"This machine's date is {dt.datetime.now(dt.UTC):%Y-%m-%d}"
     match error.verify_code:
         case code if code in _UNKNOWN_AUTHORITY:
-            return _UNKNOWN_AUTHORITY[code], _trust()
+            return _UNKNOWN_AUTHORITY[code], _trust(code)
         case code if code in {_OTHER_NAME, _OTHER_ADDRESS}:
             todo = f"Use the name in its address that its certificate has, or give it a certificate for {host}."
             return f"its certificate is not for {host}", todo
@@ -188,31 +191,43 @@ def _certificate(error: ssl.SSLCertVerificationError, host: str) -> tuple[str, s
             return f"its certificate is refused: {error.verify_message}", "Give it another certificate."
 
 
-def _trust() -> str:
-    """Say how to make an authority known."""
+def _trust(code: int) -> str:
+    """Say how to make an authority known.
+
+    Args:
+        code: OpenSSL's, why it is not.
+    """
     todo = "Set SSL_CERT_FILE to a PEM file with the authority's certificate, and start the bridge again"
     for variable, kind in (("SSL_CERT_FILE", "file"), ("SSL_CERT_DIR", "folder")):
         name = os.environ.get(variable)
         if not name:
             continue
         for part in name.split(os.pathsep) if kind == "folder" else [name]:
-            path = Path(part)
-            if not (path.is_file() if kind == "file" else path.is_dir()):
-                return f"{variable} names {part}, and there is no such {kind}: correct it, and start the bridge again."
-            if kind == "file" and (problem := _problem_of(path)):
-                return f"{variable} names {part}, which {problem}: correct it, and start the bridge again."
-        todo = f"{variable} names {name}, which does not hold the authority: add it there, and start the bridge again"
-    return f"{todo}."
+            if problem := _problem_of(part, kind):
+                return f"{variable} names {printable(part)}, {problem}: correct it, and start the bridge again."
+        todo = f"{variable} names {printable(name)}, which does not hold the authority: add it there, and start the "
+        todo += "bridge again"
+    chain = (
+        " If it is known already, have the server send its whole chain." if code in {_NO_ISSUER, _NOT_VERIFIED} else ""
+    )
+    return f"{todo}.{chain}"
 
 
-def _problem_of(file: Path) -> str:
-    """Say why a file of certificates is of no use; empty: it is read."""
+def _problem_of(path: str, kind: str) -> str:
+    """Say why a file or a folder of certificates is of no use; empty: it can be read."""
     try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(file)
+        if stat.S_ISDIR(Path(path).stat().st_mode) != (kind == "folder"):
+            return f"which is a {'file' if kind == 'folder' else 'folder'}"
+        if kind == "folder":
+            os.scandir(path).close()
+        else:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
+    except FileNotFoundError:
+        return f"and there is no such {kind}"
     except ssl.SSLError:
-        return "holds no certificate in PEM"
+        return "which holds no certificate in PEM, or a broken one"
     except OSError as error:
-        return f"cannot be read ({error.strerror})"
+        return f"which cannot be read ({error.strerror})"
     return ""
 
 

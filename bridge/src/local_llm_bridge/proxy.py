@@ -68,7 +68,7 @@ def for_url(url: str, proxies: Mapping[str, str] | None = None) -> Proxy | None:
         return None
     if proxies is None and proxy_bypass(host):  # the system's own exceptions
         return None
-    return _proxy(_variable(kind), value.strip(), host)
+    return _proxy(_variable(kind), value.strip(" \t\r\n'\""), host)
 
 
 def is_loopback(host: str) -> bool:
@@ -88,11 +88,12 @@ def is_exempt(host: str, port: int, no_proxy: str) -> bool:
         no_proxy: names (with all below them), addresses, networks, `*` and wildcards, each with a port or without.
     """
     address = _address(host)
-    return any(_fits(entry, host, port, address) for entry in re.split(r"[,;\s]+", no_proxy.lower()) if entry)
+    return any(_fits(entry, host, port, address) for entry in re.split(r"[,;\s'\"]+", no_proxy.lower()) if entry)
 
 
 def _fits(entry: str, host: str, port: int, address: ipaddress.IPv4Address | ipaddress.IPv6Address | None) -> bool:
-    entry = entry.rpartition("://")[2]
+    _, is_url, entry = entry.rpartition("://")
+    entry = entry.partition("/")[0] if is_url else entry.rstrip("/")
     name, wanted_port = entry, ""
     if with_port := re.fullmatch(r"\[(.+)\](?::([0-9]+))?|([^:]+):([0-9]+)", entry):
         name, wanted_port = with_port[1] or with_port[3], with_port[2] or with_port[4] or ""

@@ -46,6 +46,10 @@ _LAST_PLACES = (*_PLACES, "type", "code")
 _DEEPEST = 5
 _LONGEST_NUMBER = 10**18
 _NOT_SEEN = re.compile(r"<!--.*?-->|<(script|style)\b.*?</\1>|<[^<>]*>", re.DOTALL | re.IGNORECASE)
+# nginx and Apache, Go, Cloudflare
+_WANTS_TLS = re.compile(
+    r"HTTP request (?:was sent )?to (?:an? )?(?:HTTPS|SSL|TLS)|speaking plain HTTP to an SSL", re.IGNORECASE
+)
 _KEY_PART = 8  # so many characters of the key in a row give it away
 
 
@@ -122,7 +126,8 @@ def refused(status: int, headers: Mapping[str, str], body: bytes, engine: Engine
             )
         case _:
             side = "failed" if status >= 500 else "refused the request"  # noqa: PLR2004
-            return EngineRefusedError(f"{where} {side} ({code}).", engine.name)
+            todo = " Write https:// instead of http:// in its address." if _WANTS_TLS.search(words) else ""
+            return EngineRefusedError(f"{where} {side} ({code}).{todo}", engine.name)
 
 
 def unreachable(error: Exception, engine: Engine) -> EngineError:
