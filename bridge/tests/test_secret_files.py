@@ -53,7 +53,59 @@ def pem(kind: str, size: int = 200) -> str:
             "user.keytab",
             ".config/op/config",
         ),
-        *(".Config/Local-LLM-Fleet/x", "KEY.PEM.BAK", "wg0\u200c.conf"),
+        *(
+            ".Config/Local-LLM-Fleet/x",
+            "KEY.PEM.BAK",
+            "wg0\u200c.conf",
+            "\uff0e\uff45nv",
+            "id_r\u017fa",
+            ".env ",
+            ".env.",
+        ),
+        *(".dev.vars", ".secrets", "my.keychain-db", "a.pkcs12", "ssh_host_rsa_key", ".local/share/keyrings/login"),
+        *(".gemini/oauth_creds.json", ".qwen/auth.json", ".factory/auth.json", ".cline/data/secrets.json"),
+        *(".config/github-copilot/apps.json", ".mcp-auth/x/tokens.json", ".config/configstore/firebase-tools.json"),
+        *(".aliyun/config.json", ".tccli/default.credential", ".volc/config.json", ".hcloud/config.json", ".cos.conf"),
+        *(
+            ".oci/config",
+            ".fly/config.yml",
+            ".config/netlify/config.json",
+            ".pulumi/credentials.json",
+            "x-firebase-adminsdk-1.json",
+        ),
+        *(
+            ".local/share/com.vercel.cli/auth.json",
+            ".config/scw/config.yaml",
+            ".chef/user.rb",
+            "ngrok.yml",
+            "kaggle.json",
+        ),
+        *(
+            ".mozilla/firefox/a/prefs.js",
+            "logins.json",
+            "cookies.txt",
+            "session.har",
+            ".vscode/sftp.json",
+            ".ftpconfig",
+        ),
+        *(
+            ".vault-pass",
+            ".vault_password",
+            "vault_pass.txt",
+            "vault-password-file",
+            "secrets.prod.yaml",
+            "fleet_secrets/ca",
+        ),
+        *("ConsoleHost_history.txt", ".local/share/fish/fish_history", ".lesshst", ".viminfo", ".purple/accounts.xml"),
+        *(
+            "#.env#",
+            "key.pem.bak2",
+            "id_rsa (copy)",
+            "credentials.json.2026-11-30",
+            "credentials-2026-11-30",
+            "Copy of .env",
+        ),
+        *("credentials,v", "kubeconfig.txt", "wg0.conf.disabled", "secrets.yml-old-2"),
     ],
 )
 def test_names_and_places_of_secrets_are_refused(tmp_path: Path, path: str) -> None:
@@ -113,6 +165,56 @@ SECRETS = {
     "a secret of Kubernetes": f"apiVersion: v1\ndata:\n  password: {encoded(12)}\nkind: Secret\n",
     "Google": f'{{"installed": {{"client_id": "x", "client_secret": "{made(24)}"}}}}',
     "Terraform": f'credentials "app.terraform.io" {{\n  token = "{made(40)}"\n}}\n',
+    "Django": "SECRET_KEY = 'zh!=!gq(w^_t[sBR29954x)HI+$ehwss*xYNQeu([xcWMhdzzr'\n",
+    "Django's own": f"SECRET_KEY = 'django-insecure-{made(50)}'\n",
+    "Aliyun": f'{{"mode": "AK", "access_key_id": "LTAI5t", "access_key_secret": "{made(30)}"}}',
+    "Tencent": f'{{"secretId": "AKID1", "secretKey": "{made(32)}"}}',
+    "Huawei": f"secretAccessKey={made(40)}\n",
+    "Baidu": f"bce-v3/ALTAK-{made(20)}/{made(40, '0123456789abcdef')}",
+    "DashScope": f"llm = Client({'sk'}-{made(32, '0123456789abcdef')})\n",
+    "Azure's storage": f"DefaultEndpointsProtocol=https;AccountName=a;AccountKey={encoded(64)};EndpointSuffix=x\n",
+    "Azure's cache": f'{{"RefreshToken": {{"a": {{"secret": "0.A{made(300)}"}}}}}}',
+    "gcloud": f'{{"client_id": "a", "refresh_token": "1//0{made(60)}", "type": "authorized_user"}}',
+    "Claude Code": f'{{"claudeAiOauth": {{"accessToken": "{made(90)}", "expiresAt": 1}}}}',
+    "Codex": f'{{"tokens": {{"id_token": "x", "access_token": "{made(90)}"}}}}',
+    "Vercel": f'{{"token": "{made(24)}"}}',
+    "Netlify": f'{{"auth": {{"token": "{made(43)}"}}}}',
+    "Fly": f"access_token: FlyV1 {'fm2'}_{made(80)}\n",
+    "Heroku": "HEROKU_API_KEY=0b9dbf1e-3a4f-4c5e-9d2b-7f8a6c1e2d3f\n",
+    "Tailscale": f"{'tskey'}-auth-{made(12)}-{made(24)}",
+    "Telegram": f"bot(123456789:AA{made(33)})\n",
+    "a hook of Slack": f"https://hooks.slack.com/services/T{made(8)}/B{made(8)}/{made(24)}",
+    "s3cmd": f"[default]\nsecret_key = {made(40)}\n",
+    "rclone": f'[a]\ntoken = {{"access_token":"{made(40)}"}}\n',
+    "JWT": f"{'eyJ'}hbGciOiJSUzI1NiJ9.eyJ{made(90)}.{made(80)}",
+    "JWK": f'{{"kty": "EC", "crv": "P-256", "x": "a", "d": "{made(43)}"}}',
+    "a header": f'curl -H "Authorization: Bearer {made(40)}" https://a.internal\n',
+    "escaped JSON": f'x = "{{\\"api_key\\": \\"{made(32)}\\"}}"\n',
+    "XML": f"<config><apiKey>{made(32)}</apiKey></config>",
+    "pairs": f"env:\n- name: API_TOKEN\n  value: {made(40)}\n",
+    "PHP": f"$config['secret_key'] = '{made(32)}';\n",
+    "Rails": f"secret_key_base: {made(128, '0123456789abcdef')}\n",
+    "a key alone": made(32, "0123456789abcdef") + "\n",
+    "pip": "[global]\nindex-url = https://me:correct-horse@pypi.internal/simple\n",
+    "requirements": "--extra-index-url https://me:correct-horse@pypi.internal/simple\nrequests\n",
+    "gitconfig": f'[url "https://me:{made(20)}@git.internal/"]\n\tinsteadOf = https://git.internal/\n',
+    "a database": f"url: postgres://app:{made(12)}7@db.internal:5432/app\n",
+    "MySQL": "[client]\nuser=root\npassword=correcthorse\n",
+    "sftp": '{\n  "host": "ftp.acme.net",\n  "username": "root",\n  "password": "swordfish!23"\n}\n',
+    "FileZilla": "<Server>\n<Host>ftp.acme.net</Host>\n<Pass>Swordfish23</Pass>\n</Server>\n",
+    "variables": "# production\nDB_HOST=db\nexport DB_PASSWORD=correct-horse\n",
+    "WordPress": "define( 'DB_NAME', 'a' );\ndefine( 'DB_PASSWORD', 'correcthorse' );\n",
+    "Maven": "<settings><servers>\n<server>\n<password>correcthorse</password>\n</server></servers></settings>\n",
+    "a kubeconfig in JSON": f'{{\n"kind": "Config",\n"token": "{made(40)}"\n}}\n',
+    "a later line of a secret": f"kind: Secret\nstringData:\n  user: a\n  password: {made(9)}\n",
+    "state": '{"version": 4, "terraform_version": "1.9.0", "lineage": "0b9dbf1e-3a4f-4c5e-9d2b-7f8a6c1e2d3f"}',
+    "cookies": f".acme.net\tTRUE\t/\tTRUE\t1900000000\tsession\t{made(30)}\n",
+    "Firefox": f'{{"logins": [{{"encryptedPassword": "{encoded(60)}"}}]}}',
+    "Apache": f"me:{{SHA}}{made(27)}=\n",
+    "a wireless network": 'network={\n  ssid="home"\n  psk="correct-horse"\n}\n',
+    "a key in base64": "tls.key: " + base64.b64encode(pem("RSA PRIVATE KEY").encode()).decode(),
+    "a key in base64, moved by one": base64.b64encode(pem("OPENSSH PRIVATE KEY").encode()).decode(),
+    "a key in base64, moved by two": base64.b64encode(pem("PRIVATE KEY").encode()).decode(),
     "shadow": f"root:$y$j9T${made(40)}:19000:0:99999:7:::\n",
 }
 
@@ -127,7 +229,9 @@ def test_contents_that_are_secrets_are_refused_and_not_repeated(tmp_path: Path, 
 
 @pytest.mark.parametrize("content", SECRETS.values(), ids=SECRETS)
 def test_what_comes_with_a_secret_does_not_hide_it(content: str) -> None:
-    if content.startswith(("s.", "# mine\ndb")):  # which are secrets only where they are all that there is
+    if content.startswith(("s.", "# mine\ndb", "# production")) or re.fullmatch(
+        r"[0-9a-f]{32}\n", content
+    ):  # which are secrets only where they are all that there is
         return
     assert find_secret("x" * 100_000 + "\n" * 10_000 + content + "\n" + "y\n" * 1000)
 
@@ -153,6 +257,34 @@ HARMLESS = {
     "a hash": "sha256:" + made(64, "0123456789abcdef") + "\n",
     "a lock file": f'"integrity": "sha512-{encoded(64)}"\n',
     "no text": "",
+    "a fixture": '{"username": "alice", "password": "hunter2"}\nlogin(password="correct-horse", token="abc123")\n',
+    "a manual of keys": "Set `API_KEY=your-api-key-goes-here-1234` or pass `--token <token>`.\n",
+    "a template of variables": "DB_PASSWORD=changeme\nSECRET_KEY=\nAPI_KEY=<your key>\nTOKEN=xxxxxxxxxxxx\n"
+    "PASSWORD=password\n",
+    "code": "token = request.headers.get('X-Api-Token')\napi_key = settings.OPENAI_API_KEY_V2\n"
+    "secret: str = make_secret_key2()\n",
+    "names": "secretName: prod-db-7f9a8b6c5d4e3f2a\ntoken_url: https://a.internal/oauth2/v2.0/token\n"
+    "publicKeyToken=b77a5c561934e089\n",
+    "hashes of tokens": "token_sha256: " + made(64, "0123456789abcdef") + "\n",
+    "OpenAPI": "securitySchemes:\n  key: {type: apiKey, in: header, name: X-API-Key}\n"
+    '  password: {type: string, example: "p4ss"}\n',
+    "a lock": f'"node_modules/token-types": {{"integrity": "sha512-{encoded(64)}"}}\n',
+    "a lock of uv": 'name = "keyring"\nsdist = { hash = "sha256:' + made(64, "0123456789abcdef") + '" }\n',
+    "a builder of PEM": 'def pem(der):\n  return "-----BEGIN PRIVATE KEY-----\\n" + b64(der) + END\n',
+    "a certificate in base64": "certificate-authority-data: "
+    + base64.b64encode(pem("CERTIFICATE", 800).encode()).decode(),
+    "a public JWK": f'{{"kty": "RSA", "n": "{made(342)}", "e": "AQAB"}}',
+    "a public key of SSH": f"ssh-ed25519 AAAAC3NzaC1lZDI1NTE5{made(48)} me@host\n",
+    "the JWT of all manuals": f"{'eyJ'}hbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9"
+    f".eyJzdWIiOiIxMjM0NTY3ODkwIiwibmFtZSI6IkpvaG4gRG9lIn0.{made(43)}",
+    "a composition": "services:\n  db:\n    environment:\n      POSTGRES_PASSWORD: postgres\n      URL: postgres://app:app@db/app\n",
+    "tests of addresses": "redis://:password@localhost:6379\nhttps://user:pass@example.com/\namqp://guest:guest@rabbit:5672\n",
+    "a workflow": "env:\n  TOKEN: ${{ secrets.GITHUB_TOKEN }}\n  KEY: ${API_KEY}\n",
+    "a page of tokens": "nextPageToken: CAUQAAxk29fj3k20fk3\ncsrf_token = f3a9c1b7e5d24680\n",
+    "a commit": made(40, "0123456789abcdef") + "\n",
+    "translations": "login.password=Passwort\nlogin.token=Zugangsschlüssel\n",
+    "a server without password": "host: db.internal\nuser: app\npassword: ${DB_PASSWORD}\n",
+    "SOPS": f"password: ENC[AES256_GCM,data:{encoded(30)},iv:{encoded(12)},type:str]\n",
 }
 
 
@@ -167,6 +299,15 @@ def test_what_only_speaks_of_secrets_is_read(tmp_path: Path, content: str) -> No
     [
         *("locales/en/auth.json", "src/token.py", "tokens.json", "wg.conf", "terraform.tf", "claude.json", "vault.md"),
         *("README.md.bak", "main.py~", ".env.example.bak", "id_rsa.pub.old", "client_secret.py", "docker/config.json"),
+        *("cert.pem", "tls/fullchain.pem", "public.pem", "kubeconfig_test.go", "vault_password.py", "pip.conf"),
+        *(
+            ".vscode/settings.json",
+            ".changeset/config.json",
+            ".circleci/config.yml",
+            "shadow/index.ts",
+            "password/reset.py",
+        ),
+        *("order_history/a.py", "csrf-token/index.ts", "notes (2).md", "secrets.example.yml", "prod.example.tfvars"),
         *("local-llm-fleet/README.md", ".claude/settings.json", ".github/workflows/release.yml", "keys.txt"),
     ],
 )
@@ -190,9 +331,27 @@ def test_this_projects_own_files_are_read() -> None:
     assert len(unexpected) < len(paths) / 100, unexpected
 
 
+@pytest.mark.parametrize("name", [".env.example", "settings.template.ini", "db.conf.j2"])
+def test_a_template_may_have_passwords_that_people_make_up_but_no_token(tmp_path: Path, name: str) -> None:
+    write(tmp_path, name, "DB_PASSWORD=correct-horse\n")
+    assert "horse" in read_files(tmp_path, [name])
+    write(tmp_path, name, f"DB_PASSWORD=correct-horse\nTOKEN={made(40)}\n")
+    assert "line 2 has a secret" in refusal(tmp_path, name)
+
+
 @pytest.mark.parametrize(
     "piece",
     [
+        *(
+            "key=",
+            "key",
+            "KEY_",
+            "://a:b",
+            "password: hunter22\n",
+            "PASS=x\n",
+            '"d": "aaaaaaaaaaaaaaaaaaaaaabc"',
+            "eyJ",
+        ),
         *(
             "-----BEGIN PRIVATE KEY-----\\n",
             "A-----BEGIN RSA PRIVATE KEY-----\n",

@@ -68,7 +68,7 @@ def read_files(root: Path, paths: Sequence[str]) -> str:
             data = _read(folder_fd, names, path, size)
             size += len(data)
             text = _text(path, data)
-            _refuse_secret_in(text, path)
+            _refuse_secret_in(text, names[-1], path)
             sections.append(_section(path, text))
     finally:
         os.close(folder_fd)
@@ -122,8 +122,8 @@ def _refuse_secret(folder: str, names: str, path: str) -> None:
         parent = name
 
 
-def _refuse_secret_in(text: str, path: str) -> None:
-    if found := find_secret(text):
+def _refuse_secret_in(text: str, name: str, path: str) -> None:
+    if found := find_secret(text, name):
         what, line = found
         raise RefusedFileError(
             f"{_shown(path)} is refused: line {line} has {what}. Copy what the model has to know into another file, "
