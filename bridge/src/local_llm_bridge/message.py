@@ -17,6 +17,8 @@ from local_llm_bridge.tools.readings import as_object
 
 MOST_VALUES = 20_000
 """How many values a message may have, texts and lists and their elements. The largest of real clients have hundreds."""
+_MOST_DIGITS = 400
+"""Of a whole number: more than any float has."""
 _LEAST_BYTES = 2
 """What a value takes at least in JSON, its comma included."""
 _BEGINNING = 2**18
@@ -170,9 +172,15 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
+def _integer(digits: str) -> int:
+    if len(digits) > _MOST_DIGITS:  # which take long to read, and longer to write into an answer
+        raise ValueError(f"a number has {len(digits)} digits, at most {_MOST_DIGITS} are read")
+    return int(digits)
+
+
 def _constant(name: str) -> object:
     raise ValueError(f"it has no {name}")
 
 
 # Made once: json.loads makes a new one for every message when it has anything to look after.
-_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant)
+_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_int=_integer, parse_constant=_constant)
