@@ -407,15 +407,26 @@ JSON, EVENTS = "application/json", "text/event-stream"
         *(("Content-Encoding", value, 415) for value in ("gzip", "GZIP", "br", "deflate", "zstd", "gzip, identity")),
         *(("Content-Encoding", value, 200) for value in ("", "identity")),
         *(("Accept", value, 200) for value in ("", "*/*", JSON, "application/*", f"{JSON};q=0.1, text/*;q=1")),
-        *(("Accept", value, 200) for value in (f"{JSON.upper()},{EVENTS.upper()}", f"{EVENTS};q=0, */*", "a;;,,*/*")),
-        *(("Accept", value, 406) for value in ("text/html", EVENTS, f"{JSON};q=0, */*", "*/*; q=0.000", "json")),
+        *(
+            ("Accept", value, 200)
+            for value in (
+                EVENTS,
+                f"{JSON};q=0, */*",
+                f"{JSON.upper()},{EVENTS.upper()}",
+                f"{EVENTS};q=0, */*",
+                "a;;,,*/*",
+            )
+        ),
+        *(("Accept", value, 406) for value in ("text/html", f"{JSON};q=0", "*/*; q=0.000", "json")),
     ],
 )
 def test_what_a_body_is_and_what_its_answer_may_be(bridge: Bridge, name: str, value: str, status: int) -> None:
-    found, text, _ = bridge.http("/mcp", method="POST", headers={**HEADERS, name: value}, data=PING)
+    found, text, headers = bridge.http("/mcp", method="POST", headers={**HEADERS, name: value}, data=PING)
     assert found == status
     said = {200: '"result":{}', 406: "Send 'Accept: application/json, text/event-stream'", 415: f"{name} is "}
     assert said[status] in text
+    if (name, status) == ("Accept", 200):
+        assert headers["Content-Type"] == (EVENTS if value in {EVENTS, f"{JSON};q=0, */*"} else JSON)
 
 
 def test_who_takes_no_events_gets_json_however_long_it_takes(tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ class Exchange:
         developer = scope["caller"].developer
         _check_kind(headers)
         takes_json, takes_events = _accepted(headers.get("accept") or "*/*")
-        if not takes_json:
+        if not (takes_json or takes_events):
             raise RefusedRequestError(406, f"Answers are JSON, or events. Send 'Accept: {_BOTH}'.")
         body = await self._receiver.receive(receive, headers, developer)
         if body is None:
@@ -106,9 +106,9 @@ class Exchange:
                 await self._sdk(scope, again, send)
         elif request.method == "tools/call":
             del body, message
-            await self._call(request, scope, receive, _Reply(send, may_stream=takes_events))
+            await self._call(request, scope, receive, _Reply(send, json=takes_json, events=takes_events))
         else:
-            await _json(self._express.answer(request)).send(send)
+            await _Reply(send, json=takes_json, events=takes_events).end(self._express.answer(request))
 
     async def _parse_large(self, body: bytes) -> Any:  # noqa: ANN401 - whatever JSON holds
         """Parse a large body: one after the other, with pauses in which everybody else is served."""
@@ -165,12 +165,14 @@ class _Reply:
 
     Args:
         send: sends it.
-        may_stream: whether the client takes events; else it has no signs of life before its answer.
+        json: whether the client takes JSON; else all is events.
+        events: whether it takes events; else it has no signs of life before its answer.
     """
 
-    def __init__(self, send: Send, *, may_stream: bool) -> None:
+    def __init__(self, send: Send, *, json: bool, events: bool) -> None:
         self._send = send
-        self._may_stream = may_stream
+        self._takes_json = json
+        self._takes_events = events
         self._is_stream = False
         self._has_ended = False
         self._sending = asyncio.Lock()  # signs of life and the answer come from two tasks
@@ -184,6 +186,8 @@ class _Reply:
     async def end(self, message: Wire) -> None:
         async with self._sending:
             self._has_ended = True
+            if not self._takes_json:
+                await self._begin()
             if self._is_stream:
                 await self._send({"type": "http.response.body", "body": _event(message)})
             else:
@@ -191,12 +195,15 @@ class _Reply:
 
     async def _stream(self, data: bytes) -> None:
         async with self._sending:
-            if self._has_ended or not self._may_stream:
+            if self._has_ended or not self._takes_events:
                 return
-            if not self._is_stream:
-                self._is_stream = True
-                await self._send({"type": "http.response.start", "status": 200, "headers": _EVENT_STREAM})
+            await self._begin()
             await self._send({"type": "http.response.body", "body": data, "more_body": True})
+
+    async def _begin(self) -> None:
+        if not self._is_stream:
+            self._is_stream = True
+            await self._send({"type": "http.response.start", "status": 200, "headers": _EVENT_STREAM})
 
 
 def _event(message: Wire) -> bytes:
