@@ -11,7 +11,7 @@ from local_llm_bridge.errors import RefusedRequestError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from starlette.types import Receive
+    from starlette.types import Receive, Scope
 
     from local_llm_bridge.limits import Rate
 
@@ -19,6 +19,8 @@ MAX_BODY = 4 * 2**20
 """Largest call of a tool in bytes: a million tokens of text, more than any model's context."""
 SMALL_BODY = 64 * 2**10
 """Largest request of any other kind, in bytes. Those of real clients have 2 KiB at most."""
+IS_WHOLE = "body_is_whole"
+"""Key of a request's scope: all of its body has come, so that nobody need wait for it."""
 _LARGE_AT_ONCE = 4
 """How many bodies above SMALL_BODY of one developer are received at the same time; others wait for their turn."""
 _GRACE_S = 10.0
@@ -40,11 +42,12 @@ class Receiver:
         self._large = large
         self._places: defaultdict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(_LARGE_AT_ONCE))
 
-    async def receive(self, receive: Receive, headers: Mapping[str, str], developer: str) -> bytes | None:
+    async def receive(self, receive: Receive, scope: Scope, headers: Mapping[str, str], developer: str) -> bytes | None:
         """Return the body; None: the client has gone before its end.
 
         Args:
             receive: gives its parts.
+            scope: of the request.
             headers: of the request.
             developer: who sends it.
 
@@ -56,6 +59,9 @@ class Receiver:
         declared = int(length) if length.isdecimal() else 0
         if declared > most:
             raise RefusedRequestError(413, f"The request has {declared} bytes, the most is {most}. Send less.")
+        if scope.get(IS_WHOLE) and 0 < declared <= SMALL_BODY:  # as nearly always
+            message = await receive()
+            return message.get("body", b"") if message["type"] == "http.request" else None
         loop = asyncio.get_running_loop()
         started = loop.time()
         parts: list[bytes] = []

@@ -13,6 +13,7 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from local_llm_bridge.audit import NOBODY
+from local_llm_bridge.body import IS_WHOLE
 
 if TYPE_CHECKING:
     import asyncio
@@ -157,6 +158,7 @@ class Connection(HttpToolsProtocol):
             return
         self._unread = 0
         self._in_message = False
+        cast("dict[str, Any]", self.scope)[IS_WHOLE] = True
         if self.cycle.response_complete and not self.transport.is_closing():
             self._wait(self.timeout_keep_alive)
         super().on_message_complete()

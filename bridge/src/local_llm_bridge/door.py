@@ -157,7 +157,8 @@ class Door:
         if scope["method"] != "POST":
             return text(405, "MCP here is POST only: there are no sessions and no standing streams.", {"Allow": "POST"})
         scope["caller"] = _caller(scope, headers, developer)
-        scope["model"] = parse_qs(scope["query_string"].decode("latin-1")).get("model", [None])[0]
+        query = scope["query_string"]
+        scope["model"] = parse_qs(query.decode("latin-1")).get("model", [None])[0] if query else None
         return None
 
     def _read_metrics(self, scope: Scope, headers: Mapping[str, str]) -> Response:

@@ -79,7 +79,7 @@ class Exchange:
         takes_json, takes_events = _accepted(headers.get("accept") or "*/*")
         if not (takes_json or takes_events):
             raise RefusedRequestError(406, f"Answers are JSON, or events. Send 'Accept: {_BOTH}'.")
-        body = await self._receiver.receive(receive, headers, developer)
+        body = await self._receiver.receive(receive, scope, headers, developer)
         if body is None:
             return  # the client has gone
         message = await self._parse_large(body) if len(body) > SMALL_BODY else parse(body)
