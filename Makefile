@@ -15,7 +15,8 @@ LANES ?= 3
 # The longest first.
 SCENARIOS := vllm fleet
 SCENARIOS += $(filter-out $(SCENARIOS),$(notdir $(patsubst %/molecule.yml,%,$(wildcard molecule/*/molecule.yml))))
-FAILED := .cache/molecule
+UNIT := unit-bridge unit-roles
+FAILED := .cache/failed
 SECONDS_TAKEN := .cache/seconds
 SUDO := $(if $(filter-out 0,$(shell id -u)),sudo)
 DEMO := inventories/demo
@@ -50,8 +51,8 @@ token: venv ## a developer's token: NAME=alice, with ROTATE=1 a new one, with RE
 
 .PHONY: test
 test: ## everything below: what CI runs
-	$(MAKE) --jobs=$(LANES) --output-sync=target guests lint unit
-	$(MAKE) molecule
+	$(MAKE) --jobs=$(LANES) --output-sync=target guests venv bridge/.venv/done supply/.venv/done
+	$(call in_lanes,$(SCENARIOS:%=molecule-%) $(UNIT) lint)
 
 .PHONY: lint
 lint: venv bridge/.venv/done ## ansible-lint (production), yamllint, ruff, mypy
@@ -62,7 +63,7 @@ lint: venv bridge/.venv/done ## ansible-lint (production), yamllint, ruff, mypy
 	cd bridge && .venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy
 
 .PHONY: unit
-unit: unit-bridge unit-roles ## the bridge and the tiny model on a real llama.cpp server, the roles' modules, pins
+unit: $(UNIT) ## the bridge and the tiny model on a real llama.cpp server, the roles' modules, pins
 
 .PHONY: unit-bridge
 unit-bridge: bridge/.venv/done
@@ -71,7 +72,7 @@ unit-bridge: bridge/.venv/done
 
 .PHONY: unit-roles
 unit-roles: venv supply/.venv/done
-	pytest tests/roles tests/playbooks tests/baseline tests/supply
+	pytest tests/roles tests/playbooks tests/baseline tests/supply tests/lab
 
 .PHONY: guests
 guests: python3-venv ## the images of the guests that molecule's scenarios run on
@@ -79,20 +80,27 @@ guests: python3-venv ## the images of the guests that molecule's scenarios run o
 
 .PHONY: molecule
 molecule: venv guests ## the roles' scenarios on Debian 12 and 13, and the fleet; one of them: SCENARIOS=mcp_bridge
-	pytest tests/lab
-	rm -rf $(FAILED) $(SECONDS_TAKEN) && mkdir -p $(FAILED)
-	status=0; \
-	$(MAKE) --jobs=$(LANES) --keep-going --output-sync=target $(SCENARIOS:%=molecule-%) || status=$$?; \
-	echo "Seconds of each scenario, $(LANES) at a time:"; sort -rn $(SECONDS_TAKEN); \
-	[ $$status -eq 0 ] || { \
-	  for log in $(FAILED)/*; do \
-	    echo "$$(basename $$log):"; \
-	    sed -nE 's/\x1b\[[0-9;]*m//g; /^(FAILED |ERROR [^ ]|E  |fatal:|\[ERROR\]|\* \[)|Executed: Failed/p' $$log | cut -c -250 | tail -n 12; \
-	  done; exit 1; }
+	$(call in_lanes,$(SCENARIOS:%=molecule-%))
 
-# While one waits, the other computes. The log of one that fails stays, so that the last lines can say why.
 molecule-%:
-	trap 'printf "%6d  %s\n" $$SECONDS $* >> $(SECONDS_TAKEN)' EXIT; molecule test --scenario-name $* |& tee $(FAILED)/$*
+	molecule test --scenario-name $*
+
+# While one waits, the other computes. The last lines say how long each took, and why some failed.
+define in_lanes
+rm -rf $(FAILED) $(SECONDS_TAKEN) && mkdir -p $(FAILED)
+status=0; \
+$(MAKE) --jobs=$(LANES) --keep-going --output-sync=target $(1:%=logged-%) || status=$$?; \
+echo "Seconds of each, $(LANES) at a time:"; sort -rn $(SECONDS_TAKEN); \
+[ $$status -eq 0 ] || { \
+  for log in $(FAILED)/*; do \
+    echo "$$(basename $$log):"; \
+    sed -nE 's/\x1b\[[0-9;]*m//g; /^(FAILED |ERROR [^ ]|E  |fatal:|\[ERROR\]|\* \[|[^ ]+:[0-9]+: )|Executed: Failed/p' $$log | cut -c -250 | tail -n 12; \
+  done; exit 1; }
+endef
+
+# The log of one that fails stays.
+logged-%:
+	trap 'printf "%6d  %s\n" $$SECONDS $* >> $(SECONDS_TAKEN)' EXIT; $(MAKE) --no-print-directory $* |& tee $(FAILED)/$*
 	rm $(FAILED)/$*
 
 # Not in `test`: its processor is emulated, which takes long on a busy machine.
