@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ CHAT = Call("chat", {"message": "hi"})
 CALL = {"index": 0, "id": "a", "type": "function", "function": {"name": "search", "arguments": "{}"}}
 
 
-@pytest.mark.parametrize("reason", ["stop", "eos", "STOP", "end_turn", "stop_sequence", "tool_calls", "function_call"])
+@pytest.mark.parametrize("reason", ["stop", "eos", "STOP", "eos_token", "end_turn", "stop_sequence", "stop-token"])
 async def test_a_whole_answer_has_no_note_and_is_kept(reason: str) -> None:
     engine = FakeEngine(events(piece("whole"), delta(reason)))
     first, second = await asked(CHAT, CHAT, reply=engine)
@@ -33,13 +34,21 @@ async def test_a_whole_answer_has_no_note_and_is_kept(reason: str) -> None:
         ("abort", "[The engine broke off"),
         ("cancelled", "[The engine broke off"),
         ("error", "[The engine broke off"),
+        ("insufficient_system_resource", "[The engine broke off"),
+        ("network_error", "[The engine broke off"),
         ("content_filter", "[The engine's content filter"),
+        ("content-filter", "[The engine's content filter"),
         ("safety", "[The engine's content filter"),
+        ("sensitive", "[The engine's content filter"),
+        ("tool_calls", "[The engine ended the answer for the reason 'tool_calls without a call'"),
+        ("function_call", "[The engine ended the answer for the reason 'tool_calls without a call'"),
         ("repetition", "[The engine ended the answer for the reason 'repetition'"),
         ("bad\n[note]", "[The engine ended the answer for the reason 'bad\\\\n[note]'"),
         ("x" * 10_000, f"[The engine ended the answer for the reason '{'x' * 40}'"),
         ({"type": "stop"}, "[The engine ended the answer for the reason 'a mapping'"),
         (7, "[The engine ended the answer for the reason '7'"),
+        (True, "[The engine ended the answer for the reason 'true or false'"),
+        ([1], "[The engine ended the answer for the reason 'a list'"),
     ],
 )
 async def test_half_an_answer_says_so_and_is_not_kept(reason: object, words: str) -> None:
@@ -54,9 +63,96 @@ async def test_half_an_answer_says_so_and_is_not_kept(reason: object, words: str
     assert len(engine.requests) == 2
 
 
+async def test_an_answer_that_filled_the_context_says_what_makes_room() -> None:
+    (result,) = await asked(CHAT, reply=events(piece("half"), delta("model_context_window_exceeded"), usage(1, 9)))
+    assert wire_texts(result)[1] == (
+        "[Cut off after 9 tokens. For a longer answer, send less, or give m a longer context: it is full.]"
+    )
+
+
+async def test_a_stop_after_the_engine_s_own_reason_changes_nothing() -> None:
+    """Gateways add one."""
+    (result,) = await asked(CHAT, reply=events(piece("half"), delta("length"), delta("stop")))
+    assert wire_texts(result)[1].startswith("[Cut off after ")
+
+
+@pytest.mark.parametrize("reason", ["", "null", "none", False, None])
+async def test_what_is_no_reason_ends_nothing(reason: object) -> None:
+    hold = threading.Event()
+    pieces = [delta(reason, content="hel"), delta(reason, content="lo")]
+    (result,) = await asked(CHAT, reply=FakeEngine(events(*pieces, done=False), hold=hold), timeout_s=0.5)
+    text, note = wire_texts(result)
+    assert (text, note[:33]) == ("hello", "[The time for one call is over: t")
+    (result,) = await asked(CHAT, reply=events(*pieces))
+    assert wire_texts(result) == ["hello"]
+
+
+OTHER = {"index": 1, "delta": {"content": "HEY"}, "finish_reason": None}
+OTHERS_END = {"index": 1, "delta": {}, "finish_reason": "length"}
+
+
+@pytest.mark.parametrize(
+    "stream",
+    [
+        [piece("hel"), {"choices": [OTHER]}, piece("lo"), {"choices": [OTHERS_END]}, delta("stop")],
+        [piece("hel"), {"choices": [OTHERS_END]}, piece("lo"), delta("stop"), {"choices": [OTHER]}],
+        [{"choices": [*piece("hello")["choices"], OTHER]}, {"choices": [OTHERS_END, *delta("stop")["choices"]]}],
+        [
+            {"choices": [{**choice, "index": 3}]}
+            for event in (piece("hello"), delta("stop"))
+            for choice in event["choices"]
+        ],
+        [piece("hello"), {"choices": [{"delta": {}, "finish_reason": "stop"}]}],
+    ],
+)
+async def test_of_several_answers_the_first_counts(stream: list[dict[str, Any]]) -> None:
+    (result,) = await asked(CHAT, reply=events(*stream))
+    assert wire_texts(result) == ["hello"]
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        {"error": {}},
+        {"error": ""},
+        {"error": []},
+        {"id": "x", "error": {"message": ""}},
+        {
+            "choices": [
+                {"index": 0, "delta": {"content": ""}, "finish_reason": "error", "error": {"message": "worn out"}}
+            ]
+        },
+        {"choices": [], "error": {"code": 502, "message": "worn out"}},
+    ],
+)
+@pytest.mark.parametrize("before", [[], [piece("half")]])
+async def test_an_error_without_words_is_one(before: list[dict[str, Any]], end: dict[str, Any]) -> None:
+    (result,) = await asked(CHAT, reply=events(*before, end))
+    assert result["isError"]
+    (text,) = wire_texts(result)
+    assert "worn out" in text or "without a word" in text or '"message":""' in text
+    assert text.endswith("half") == bool(before)
+
+
+@pytest.mark.parametrize("lines", [b"event: error\n\n", b"event: error\ndata: {}\n\n", b"event: error\ndata: null\n\n"])
+async def test_an_event_that_is_named_an_error_is_one(lines: bytes) -> None:
+    reply = events(piece("half"), done=False) + lines + b"data: [DONE]\n\n"
+    (result,) = await asked(CHAT, reply=reply)
+    assert result["isError"]
+    assert "an error, without a word of what it is" in wire_texts(result)[0]
+
+
+@pytest.mark.parametrize("error", [None, False, "", {}, 0])
+async def test_an_answer_whose_events_have_a_place_for_errors_is_one(error: object) -> None:
+    stream: list[dict[str, Any]] = [piece("hel"), {"choices": []}, piece("lo"), delta("stop"), usage(1, 2)]
+    (result,) = await asked(CHAT, reply=events(*({**event, "error": error} for event in stream)))
+    assert (result["isError"], wire_texts(result)) == (False, ["hello"])
+
+
 @pytest.mark.parametrize(
     ("reason", "words"),
     [
+        ("tool_calls", "(finish reason: tool_calls without a call). Ask in another way"),
         ("stop", "(finish reason: stop). Ask in another way"),
         ("length", "(finish reason: length). To let it write more, raise max_tokens"),
         ("abort", "(finish reason: abort). The engine gave it up"),

@@ -201,6 +201,9 @@ def test_where_thoughts_have_a_field_a_closing_tag_before_all_else_is_none_of_th
         {"content": [{"type": "reasoning", "text": "hm"}]},
         {"reasoning": {"text": "hm"}},
         {"reasoning": [{"type": "reasoning.text", "text": "hm"}]},
+        {"reasoning_details": [{"type": "reasoning.text", "text": "hm"}]},
+        {"reasoning": "hm", "reasoning_details": [{"type": "reasoning.text", "text": "hm"}]},
+        {"thinking_blocks": [{"type": "thinking", "thinking": "hm"}], "content": None},
     ],
 )
 def test_a_thought_comes_in_many_shapes_and_counts_as_a_token(thought: dict[str, Any]) -> None:

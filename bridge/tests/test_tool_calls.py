@@ -90,6 +90,22 @@ A, B = ("a", "f", {"x": 1}), ("b", "f", {"x": 2})
         ([[part("", index=0, id="a")]], [("a", "f", {})]),
         ([[part("null", index=0, id="a")]], [("a", "f", {})]),
         ([[part('"{\\"x\\": 1}"', index=0, id="a")]], [A]),
+        # arguments so far in each piece, or none before the first
+        ([[part('{"x"', index=0, id="a")], [rest('{"x": 1', index=0)], [rest('{"x": 1}', index=0)]], [A]),
+        ([[part('{"x"', index=0, id="a")], [part('{"x": 1}', index=0, id="a")]], [A]),
+        ([[part('{"x"', index=0, id="a")], [rest(": 1}", index=0)], [rest('{"x": 1}', index=0)]], [A]),
+        ([[part("{}", index=0, id="a")], [rest('{"x"', index=0)], [rest(": 1}", index=0)]], [A]),
+        ([[part({}, index=0, id="a")], [rest({"x": 1}, index=0)]], [A]),
+        ([[part('{}{"x": 1}', index=0, id="a")]], [A]),
+        # names
+        ([[part('{"x": 1}', name=" f\n", index=0, id="a")]], [A]),
+        ([[part("", name="f ", index=0, id="a")], [part('{"x": 1}', name="f", index=0)]], [A]),
+        ([[part("", name="g_", index=0, id="a")], [part('{"x": 1}', name="h ", index=0)]], [("a", "g_h", {"x": 1})]),
+        ([[part('{"x": 1}', name="functions.f:0", index=0, id="a")]], [A]),
+        ([[part('{"x": 1}', name="functions.f", index=0, id="a")]], [A]),
+        ([[part('{"x": 1}', name="f:12", index=0, id="a")]], [A]),
+        ([[part('{"x": 1}', name="f<|channel|>commentary", index=0, id="a")]], [A]),
+        ([[part('{"x": 1}', name="functions.", index=0, id="a")]], [("a", "functions.", {"x": 1})]),
         # other shapes
         ([part('{"x": 1}', index=0, id="a")], [A]),
         ([[{"id": "a", "name": "f", "arguments": {"x": 1}}]], [A]),
@@ -173,7 +189,7 @@ async def test_what_goes_back_is_valid_and_says_what_was_wrong(tmp_path: Path, a
         assert "'x' was unexpected" in answered["content"] or "x" in answered["content"]
 
 
-@pytest.mark.parametrize("name", ["no such tool", "functions.list_models", "", "n\x00", "名前", "x" * 1000])
+@pytest.mark.parametrize("name", ["no such tool", "tools.list_models", "", "n\x00", "名前", "x" * 1000])
 async def test_a_name_that_no_engine_takes_back_is_made_one(tmp_path: Path, name: str) -> None:
     calls = events(delta(tool_calls=[part('{"x": 1}', name=name, index=0, id="a")]), delta("tool_calls"))
     engine = ScriptedEngine(calls, FINISHED)
@@ -203,6 +219,32 @@ async def test_parallel_calls_are_all_run(tmp_path: Path) -> None:
     (result,) = await asked(AGENT, reply=engine, **agent(tmp_path))
     assert result["_meta"]["tool_calls"] == 2
     assert [message.get("tool_call_id") for message in engine.requests[-1]["messages"]] == [None, None, "a", "b"]
+
+
+async def test_what_an_engine_leaves_around_a_name_does_not_keep_its_tool_from_running(tmp_path: Path) -> None:
+    kimis = part("{}", name="functions.list_models:0", index=0, id="functions.list_models:0")
+    engine = ScriptedEngine(events(delta(tool_calls=[kimis]), delta("tool_calls")), FINISHED)
+    (result,) = await asked(AGENT, reply=engine, **agent(tmp_path))
+    assert "slots busy" in wire_texts(result)[1]
+    _, assistant, answered = engine.requests[-1]["messages"]
+    assert assistant["tool_calls"][0]["function"]["name"] == "list_models"
+    assert answered["tool_call_id"] == "functions.list_models:0"
+
+
+async def test_a_call_in_both_forms_is_one(tmp_path: Path) -> None:
+    both = delta(tool_calls=[part("{}", name="list_models", index=0)], function_call=part("{}", name="list_models"))
+    engine = ScriptedEngine(events(both, delta("tool_calls")), FINISHED)
+    (result,) = await asked(AGENT, reply=engine, **agent(tmp_path))
+    assert result["_meta"]["tool_calls"] == 1
+
+
+async def test_calls_after_a_text_that_nobody_runs_have_a_note(tmp_path: Path) -> None:
+    reply = events(piece("I look."), delta("tool_calls", tool_calls=[part("{}", name="list_models", index=0)]))
+    words = "[The model then called 'list_models', which was not run: this may not be all that it had to say.]"
+    for call, more in ((Call("chat", {"message": "hi"}), {}), (AGENT, {"tool_rounds": 1})):
+        *_, result = await asked(call, call, reply=reply, **agent(tmp_path), **more)
+        assert wire_texts(result)[:2] == ["I look.", words]
+        assert not result["_meta"]["cached"]
 
 
 async def test_the_older_function_call_is_one(tmp_path: Path) -> None:

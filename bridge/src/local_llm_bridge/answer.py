@@ -26,15 +26,34 @@ DEADLINE = "deadline"
 """Finish reason of an answer that the bridge ended because the time for the call was over."""
 OVERLONG = "overlong"
 """Finish reason of an answer that the bridge ended because the engine did not."""
+LOST_CALLS = "tool_calls without a call"
+"""Finish reason of an answer that was to end with calls of which none came."""
+CALLS_LEFT = "calls left"
+"""Finish reason of an answer that ended with calls, besides its text, for somebody who has no tools to call."""
+NO_REASONS = ("null", "NULL", "none", "None")
+"""What some engines call the finish reason of an answer that has not ended."""
+_CONTEXT_FULL = ("model_context_window_exceeded", "context_length_exceeded", "context_length", "context_window")
+# What vLLM, SGLang, llama.cpp, TGI, and the clouds behind a LiteLLM say.
 _REASONS = {
-    "stop": ("stop", "eos", "eos_token", "stop_sequence", "end_turn", "complete"),
-    "tool_calls": ("tool_calls", "tool_call", "tool_use", "function_call"),
-    "length": ("length", "max_tokens", "max_output_tokens", "max_length", "model_length"),
-    "abort": ("abort", "aborted", "cancel", "cancelled", "canceled", "error", "insufficient_system_resource"),
-    "content_filter": ("content_filter", "content_filtered", "safety", "recitation", "sensitive", "refusal"),
+    "stop": ("stop", "eos", "eos_token", "stop_sequence", "stop_token", "end_turn", "end", "complete", "completed"),
+    "tool_calls": ("tool_calls", "tool_call", "tool_use", "function_call", "function_calls"),
+    "length": (
+        *("length", "max_tokens", "max_output_tokens", "max_completion_tokens", "max_length", "model_length"),
+        *("limit", "token_limit", "incomplete", "truncated", *_CONTEXT_FULL),
+    ),
+    "abort": (
+        *("abort", "aborted", "cancel", "cancelled", "canceled", "user_cancel", "interrupted", "timeout"),
+        *("error", "failed", "server_error", "network_error", "error_limit", "insufficient_system_resource"),
+    ),
+    "content_filter": (
+        *("content_filter", "content_filtered", "safety", "recitation", "sensitive", "refusal", "blocklist"),
+        *("prohibited_content", "spii", "error_toxic", "guardrail_intervened"),
+    ),
 }
 _REASON_OF = {word: reason for reason, words in _REASONS.items() for word in words}
 _THOUGHTS = frozenset({"thinking", "reasoning", "thought"})
+# One thought may come under several of them.
+_THOUGHT_FIELDS = ("reasoning_content", "reasoning", "thinking", "reasoning_details", "thinking_blocks")
 
 
 @dataclass(frozen=True)
@@ -46,7 +65,7 @@ class Completion:
     model: str
     finish_reason: str
     """`stop`, `tool_calls`, `length`, `abort` or `content_filter`, which engines call by many names; else the engine's
-    own word; `deadline` or `overlong` if the bridge ended it."""
+    own word; `deadline` or `overlong` if the bridge ended it; `LOST_CALLS`, `CALLS_LEFT`."""
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     tool_calls: tuple[ToolCall, ...] = ()
@@ -85,6 +104,7 @@ class Answer:
         self._thoughts = StringIO()
         self._usage: Any = None
         self._in_messages = False
+        self._context_is_full = False
 
     def add(self, event: Any) -> None:  # noqa: ANN401 - it came over the wire
         """Take in one event; what adds nothing is skipped.
@@ -131,6 +151,10 @@ class Answer:
         thoughts, text = self.received()
         reason = self.finish_reason or ""
         whole = reason in {"stop", "tool_calls"}
+        if reason == "tool_calls" and not self.calls:
+            reason = LOST_CALLS
+        if self._context_is_full:
+            remedy = f"send less, or give {model} a longer context: it is full"
         usage = self._usage if isinstance(self._usage, dict) else {}
         written = _count(usage.get("completion_tokens"))
         tokens = self.tokens if written is None else written
@@ -153,8 +177,8 @@ class Answer:
         )
 
     def _add_choice(self, choice: dict[str, Any]) -> None:
-        if reason := choice.get("finish_reason"):
-            self.finish_reason = _reason(reason)
+        if (reason := choice.get("finish_reason")) and reason not in NO_REASONS:
+            self._end(reason)
         if not (delta := choice.get("delta")):
             if message := choice.get("message"):
                 self._add_message(message)
@@ -170,6 +194,13 @@ class Answer:
             self._add_parts(content, thoughts=False)
         self._add_more(delta)
 
+    def _end(self, reason: object) -> None:
+        """Take note of a finish reason. Whoever stands before an engine may say "stop" after its own."""
+        if self.finish_reason in {None, "stop", "tool_calls"}:
+            word = reason.strip().lower().replace("-", "_") if isinstance(reason, str) else ""
+            self.finish_reason = _REASON_OF.get(word) or _unknown(reason)
+            self._context_is_full = word in _CONTEXT_FULL
+
     def _add_message(self, message: dict[str, Any]) -> None:
         """Take in a whole message, or pieces of one under the name of a whole one."""
         content = message.get("content")
@@ -184,14 +215,14 @@ class Answer:
 
     def _add_more(self, delta: dict[str, Any]) -> None:
         """Take in all but the content."""
-        if thoughts := delta.get("reasoning_content") or delta.get("reasoning") or delta.get("thinking"):
+        if thoughts := next(filter(None, map(delta.get, _THOUGHT_FIELDS)), None):
             self._add_parts(thoughts, thoughts=True)
         if refusal := delta.get("refusal"):
             self._add_parts(refusal, thoughts=False)
         if calls := delta.get("tool_calls"):
             self.calls.add(calls)
             self.tokens += 1
-        if call := delta.get("function_call"):
+        elif call := delta.get("function_call"):
             self.calls.add(call)
             self.tokens += 1
 
@@ -230,11 +261,8 @@ async def receive(
             progress(answer.tokens)
 
 
-def _reason(reason: object) -> str:
-    """Return a finish reason under the name that it has here."""
-    if not isinstance(reason, str):
-        return shown(reason)
-    return _REASON_OF.get(reason.lower()) or printable(reason[:_LONGEST_REASON])
+def _unknown(reason: object) -> str:
+    return printable(reason[:_LONGEST_REASON]) if isinstance(reason, str) else shown(reason)
 
 
 def _texts(content: object, *, thoughts: bool) -> Iterator[tuple[bool, str]]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pydantic_core import to_json
 
 from local_llm_bridge import context, failures
-from local_llm_bridge.answer import DEADLINE, OVERLONG, Answer, Completion, ReportedError, receive
+from local_llm_bridge.answer import CALLS_LEFT, DEADLINE, OVERLONG, Answer, Completion, ReportedError, receive
 from local_llm_bridge.audit import NOBODY
 from local_llm_bridge.cache import Cache
 from local_llm_bridge.engine import BrokenStreamError, EngineClient
@@ -343,6 +343,8 @@ def _checked(completion: Completion, request: Request) -> Completion:
         EngineAnswerError: it has neither.
     """
     if completion.text.strip() or (completion.tool_calls and request.tools and completion.finish_reason != OVERLONG):
+        if completion.finish_reason == "tool_calls" and not request.tools:
+            completion = replace(completion, finish_reason=CALLS_LEFT)
         return replace(completion, thoughts="") if completion.thoughts else completion
     if completion.finish_reason == OVERLONG:
         raise failures.endless(completion)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic_core import from_json
 
+from local_llm_bridge.answer import NO_REASONS
 from local_llm_bridge.audit import NOBODY
 from local_llm_bridge.errors import EngineAnswerError, EngineDownError, EngineRefusedError
 from local_llm_bridge.refusals import (
@@ -409,6 +410,7 @@ class _Answer:
         self._has_ended = False
         self.is_of_lines = "ndjson" in response.headers.get("content-type", "").lower()
         """Whether each event is a line of JSON and nothing else, as in Ollama's own protocol."""
+        self._index: object = None  # of the choice that counts
         self.is_over = False
         """Whether the engine has said all: `[DONE]`, or the usage after a finish reason."""
 
@@ -478,13 +480,7 @@ class _Answer:
     def _note(self, events: list[Event]) -> None:
         for number, event in enumerate(events):
             try:
-                choices = event.get("choices")
-                if choices and choices[0].get("finish_reason"):
-                    if error := choices[0].get("error"):
-                        event = {"error": error}  # noqa: PLW2901
-                        choices = None
-                    else:
-                        self._is_whole = True
+                choices = self._choices(event)
                 if choices and self._is_whole:
                     self._grace_ends = time.monotonic() + GRACE_S
                 elif not choices and self._is_whole and event.get("usage"):
@@ -493,6 +489,21 @@ class _Answer:
                     events[number] = {"error": {"message": without_key(words, self._key)}}
             except (AttributeError, TypeError, LookupError):
                 continue  # whoever makes sense of the events says what is wrong with this one
+
+    def _choices(self, event: Event) -> list[Any]:
+        """Leave the first of several answers to a question, and return it; take note whether it has ended."""
+        choices: list[Any] = event.get("choices") or []
+        if choices and (len(choices) > 1 or choices[0].get("index") != self._index):
+            if self._index is None:
+                self._index = choices[0].get("index")
+            choices = [choice for choice in choices if choice.get("index") in (None, self._index)][:1]
+            event["choices"] = choices
+        if choices and (reason := choices[0].get("finish_reason")) and reason not in NO_REASONS:
+            if error := choices[0].get("error"):
+                event["error"] = event.get("error") or error
+            else:
+                self._is_whole = True
+        return choices
 
 
 def _as_chunk(event: Any) -> Any:  # noqa: ANN401 - it came over the wire

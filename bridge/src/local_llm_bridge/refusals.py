@@ -43,6 +43,7 @@ _KEY_HINT = "The key is set by models[].api_key_file (serve) or OPENAI_API_KEY_F
 _READ = 4096  # the part of a refusal's text that is looked at, in characters
 _PLACES = ("error", "detail", "details", "message", "msg", "errors", "error_description", "reason", "title")
 _LAST_PLACES = (*_PLACES, "type", "code")
+_RESULTS = ("choices", "usage", "data")
 _DEEPEST = 5
 _LONGEST_NUMBER = 10**18
 _NOT_SEEN = re.compile(r"<!--.*?-->|<(script|style)\b.*?</\1>|<[^<>]*>", re.DOTALL | re.IGNORECASE)
@@ -76,6 +77,8 @@ def reported(document: Any) -> str:  # noqa: ANN401 - it came over the wire
         return ""
     if error := document.get("error"):
         return _said(document, _PLACES) or _line(to_json(error, fallback=repr).decode(errors="replace"))
+    if error in ("", {}, []) and document.keys().isdisjoint(_RESULTS):
+        return "an error, without a word of what it is"
     return "" if document.get("choices") or not _is_error(document) else _said(document, _PLACES)
 
 

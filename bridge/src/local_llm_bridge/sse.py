@@ -153,7 +153,7 @@ class EventReader:
     def _end_event(self, events: list[Event]) -> None:
         data, kind = b"\n".join(self._data).strip(), self._kind
         self._data, self._kind, self._size = [], b"", 0
-        if not data:
+        if not data and kind != b"error":
             return
         if data.strip(b'"').upper() == _DONE:
             self.done = not self.broken
@@ -167,7 +167,7 @@ class EventReader:
             kind, event = b"error", data.decode(errors="replace")
         is_error = isinstance(event, dict) and bool(event.get("error"))
         if kind == b"error" and not is_error:
-            event, is_error = {"error": event}, True
+            event, is_error = {"error": event or ""}, True
         # Where a proxy cuts an event off, its error follows, which says why.
         if event is not None and (is_error or not self.broken):
             events.append(event)

@@ -19,6 +19,8 @@ MOST_CALLS = 64
 """Most calls of one answer."""
 _MOST_LOOKS = 100
 _LONGEST_NAME = 64
+# What engines leave around a name: Kimi's `functions.f:0`, and the tags of gpt-oss.
+_NAME = re.compile(r"(?:functions?[.:])?(.+?)(?::\d+)?(?:<\|.*)?", re.DOTALL)
 
 
 class TooManyCallsError(Exception):
@@ -31,7 +33,7 @@ class ToolCall:
 
     Args:
         id: by which its result is told from others, not empty, one of a kind in its answer.
-        name: of the tool, as the model wrote it.
+        name: of the tool.
         written: the arguments as the model wrote them.
         arguments: what they mean; None: they are no JSON object.
         problem: why they are none; empty: they are one.
@@ -63,6 +65,7 @@ class _Growing:
     looks: int = 0
 
     def add(self, name: str, text: str) -> None:
+        name = name.strip()
         if name.startswith(self.name):
             self.name = name  # the first piece of it, the same again, or more of it
         elif not self.pieces:
@@ -70,6 +73,17 @@ class _Growing:
         if text and not (len(text) == self.size and self.is_whole() and text == "".join(self.pieces)):
             self.pieces.append(text)
             self.size += len(text)
+
+    def written(self) -> str:
+        """Return its arguments; where more than an object came, the object that was meant."""
+        written = "".join(self.pieces)
+        if len(self.pieces) > 1 and _read(written)[1]:
+            *others, last = self.pieces
+            # Each piece may have all that came before it, or the first may have been no arguments.
+            if all(last.startswith(other) for other in others) or others == ["{}"]:
+                return last
+        rest = written.removeprefix("{}")
+        return rest if rest.startswith("{") and _read(rest)[0] else written
 
     def is_whole(self) -> bool:
         """Whether its arguments are a JSON object, to which nothing can be added. Looks so many times only."""
@@ -114,11 +128,11 @@ class ToolCalls:
         for number, call in enumerate(call for call in self._calls if call.name or call.pieces):
             ident = next(ident for ident in (call.id, f"call_{number}", f"call_{number}_") if ident not in ids)
             ids.add(ident)
-            written = "".join(call.pieces)
+            written = call.written()
             arguments, problem = _read(written)
             if not written.strip() and not whole:
                 arguments, problem = None, "the answer was cut off before they came"
-            calls.append(ToolCall(ident, call.name.strip(), written, arguments, problem))
+            calls.append(ToolCall(ident, _named(call.name), written, arguments, problem))
         return tuple(calls)
 
     def _add(self, part: dict[str, Any], here: list[_Growing]) -> _Growing:
@@ -158,6 +172,12 @@ class ToolCalls:
         if ident:
             return None if more and text != "".join(call.pieces) else call
         return None if call.name and (more or any(call is other for other in here)) else call
+
+
+def _named(name: str) -> str:
+    """Return a tool's name without what an engine left around it."""
+    found = _NAME.fullmatch(name)
+    return found[1].strip() if found else name
 
 
 def _read(written: str) -> tuple[dict[str, Any] | None, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from local_llm_bridge.answer import MOST_CHARACTERS
+from local_llm_bridge import answer
 from local_llm_bridge.backend import Request
 from local_llm_bridge.errors import BadArgumentsError, CallError
 from local_llm_bridge.failures import MORE_TIME
@@ -158,6 +158,9 @@ def _notes(completion: Completion) -> tuple[str, ...]:
     """Say why an answer may not be whole, and what to do."""
     notes = []
     match completion.finish_reason:
+        case answer.CALLS_LEFT:
+            names = ", ".join(dict.fromkeys(repr(call.name[:100]) for call in completion.tool_calls))
+            notes.append(f"[The model then called {names}, which was not run: this may not be all that it had to say.]")
         case "stop" | "tool_calls":
             pass
         case "length":
@@ -166,7 +169,7 @@ def _notes(completion: Completion) -> tuple[str, ...]:
                 tokens += f", {completion.thinking_tokens} of them thinking"
             notes.append(f"[Cut off after {tokens}. For a longer answer, {completion.remedy}.]")
         case "overlong":
-            notes.append(f"[Cut off by the bridge: the engine went on beyond {MOST_CHARACTERS} characters.]")
+            notes.append(f"[Cut off by the bridge: the engine went on beyond {answer.MOST_CHARACTERS} characters.]")
         case "deadline":
             notes.append(
                 "[The time for one call is over: this is what had been received until then. "
