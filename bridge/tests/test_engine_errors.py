@@ -215,7 +215,24 @@ async def test_no_pause_outlasts_the_deadline() -> None:
     assert 1 <= len(engine.requests) <= 4
 
 
-@pytest.mark.parametrize("wish", ["-5", "nan", "inf", "1e999", "soon", "", in_s(-60), "Tue, 99 Foo 2026"])
+@pytest.mark.parametrize(
+    "wish",
+    [
+        "-5",
+        "nan",
+        "inf",
+        "1e999",
+        "1e300",
+        "9" * 20,
+        "soon",
+        "1s",
+        "",
+        in_s(-60),
+        "Tue, 99 Foo 2026",
+        "Fri, 31 Dec 9999 23:59:59 GMT",
+        "2100-01-01T00:00:00Z",
+    ],
+)
 async def test_a_wish_that_is_none_is_not_respected(wish: str) -> None:
     engine = ScriptedEngine(of_json("503 Unavailable", {}, f"retry-after: {wish}"), GOOD)
     with engine.running() as url:

@@ -147,8 +147,9 @@ def test_what_came_before_rubbish_is_kept_and_nothing_after_it(rubbish: bytes, s
     assert str(reader.broken) == "an event that is not JSON"
 
 
-def test_the_error_of_a_proxy_that_cuts_an_event_off_is_told() -> None:
-    error = b'\n\ndata: {"error": "the engine is gone"}\n\n' + DONE
+@pytest.mark.parametrize("end", [b"\n\ndata: ", b"\ndata: ", b"\n"])
+def test_the_error_of_a_proxy_that_cuts_an_event_off_is_told(end: bytes) -> None:
+    error = end + b'{"error": "the engine is gone"}\n\n' + DONE
     events, reader = read([b"data: %b\n\ndata: %b" % (A, B[:-5]), error])
     assert events == [EVENTS[0], {"error": "the engine is gone"}]
     assert reader.broken is not None

@@ -195,7 +195,10 @@ class Backend:
         if engines[0].name is None:
             engines = await self._listed()
             if not engines:
-                raise UnknownModelError(f"The model server at {self.engines[0].url} serves no model: load one there.")
+                raise UnknownModelError(
+                    f"The model server at {self.engines[0].url} serves no model: load one there, or name it in "
+                    "MODEL_NAME if it is loaded when it is asked for."
+                )
             if wanted is None and len(engines) != 1:
                 raise UnknownModelError(
                     f"The model server at {self.engines[0].url} lists {len(engines)} models "

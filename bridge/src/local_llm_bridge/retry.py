@@ -16,7 +16,6 @@ second to 8 s, less up to a quarter by chance, so that bridges do not come back 
 from __future__ import annotations
 
 import email.utils
-import math
 import random
 import time
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
 _FIRST_S = 0.5
 _LONGEST_S = 8.0
 _JITTER = 0.25
+_MOST_S = 10.0**10  # three hundred years: who wishes for more means nothing by it
 _MAY_PASS = {408, 409, 429}
 _MAY_HAVE_DIED = {502, 504}
 
@@ -99,9 +99,9 @@ def wish_of(headers: Mapping[str, str]) -> float | None:
             wish_s = float(text) * unit_s
         except ValueError:
             continue
-        return wish_s if math.isfinite(wish_s) and wish_s >= 0 else None
+        return wish_s if 0 <= wish_s <= _MOST_S else None
     try:
         wish_s = email.utils.parsedate_to_datetime(headers.get("retry-after", "")).timestamp() - time.time()
     except (ValueError, OverflowError, OSError):
         return None
-    return wish_s if wish_s >= 0 else None
+    return wish_s if 0 <= wish_s <= _MOST_S else None

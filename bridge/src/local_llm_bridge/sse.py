@@ -151,7 +151,7 @@ class EventReader:
             self.broken = f"an event of more than {LONGEST_EVENT} bytes"
 
     def _end_event(self, events: list[Event]) -> None:
-        data, kind = b"\n".join(self._data).strip(), self._kind
+        last, data, kind = self._data[-1:], b"\n".join(self._data).strip(), self._kind
         self._data, self._kind, self._size = [], b"", 0
         if not data and kind != b"error":
             return
@@ -163,6 +163,9 @@ class EventReader:
         except (ValueError, RecursionError):
             if kind != b"error" and not _WORDS.match(data):
                 self.broken = self.broken or "an event that is not JSON"
+                if last != [data] and _is_json(last[0]):  # the error of a proxy that cut an event off, in one with it
+                    self._data = last
+                    self._end_event(events)
                 return
             kind, event = b"error", data.decode(errors="replace")
         is_error = isinstance(event, dict) and bool(event.get("error"))
