@@ -601,7 +601,7 @@ class Lanes:
 
         decide = exchange.Exchange(cast("Express", self), sdk)
         try:
-            asyncio.run(decide({"caller": UNKNOWN, "model": None}, headers, receive, send))
+            asyncio.run(decide({"caller": UNKNOWN, "model": None, "headers": []}, headers, receive, send))
         except RefusedRequestError:
             self.taken.append("refused")
 
