@@ -150,6 +150,13 @@ def test_an_empty_text_means_left_out_where_no_text_can_be_meant(kind: str) -> N
     assert "Wrong arguments" in refused(takes, {"b": ""})
 
 
+@pytest.mark.parametrize("limit", [{"enum": ["day", "year"]}, {"minLength": 1}])
+def test_an_empty_text_means_left_out_where_it_may_not_be_empty(limit: dict[str, Any]) -> None:
+    text = {"type": "string", **limit}
+    assert check(tool({"a": text, "b": {"type": "string"}}), {"a": "", "b": ""}) == {"b": ""}
+    assert "Wrong arguments" in refused(tool({"a": text}, "a"), {"a": ""})
+
+
 @pytest.mark.parametrize("name", ["Message", "MESSAGE", "messageText", "message ", "_message"])
 def test_the_nearest_name_is_told_however_it_is_written(name: str) -> None:
     assert "did you mean 'message'?" in refused(CHAT, {name: "hi"})

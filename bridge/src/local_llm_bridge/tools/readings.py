@@ -91,14 +91,12 @@ def _kinds(schema: object, depth: int = 0) -> list[tuple[str, Schema]]:
 
 def _is_left_out(schema: object, value: object) -> bool:
     """Whether a value stands for none: null where nothing else can be meant, or a text where there is none to be."""
-    kinds = {kind for kind, _ in _kinds(schema)}
+    kinds = dict(_kinds(schema))
     if not kinds or "null" in kinds:
         return False
-    return (
-        value is None
-        or (value in ("", "null") and not kinds & {"string", "array"})
-        or (value == "" and "string" not in kinds)
-    )
+    if value == "" and (text := kinds.get("string")):
+        return "" not in text.get("enum", [""]) or text.get("minLength", 0) > 0
+    return value is None or value == "" or (value == "null" and not kinds.keys() & {"string", "array"})
 
 
 def _is(kind: str, value: object) -> bool:
