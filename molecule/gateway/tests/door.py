@@ -20,6 +20,7 @@ from testinfra.host import Host
 TOKENS = {"alice": "molecule-token-of-alice", "bob": "molecule-token-of-bob"}
 ENGINE_KEY = "molecule-llama-cpp-key-1"
 QUESTION = "/v1/chat/completions"
+RUNNING = {"model": "mirror", "seconds": 3600}
 SOCKET = "/run/local-llm-gateway/admin.sock"
 
 
@@ -98,6 +99,17 @@ class Door:
 def question(text: str, model: str = "qwen2-tiny", **more: Any) -> dict[str, Any]:
     """A chat of one message, in OpenAI's and Anthropic's form alike."""
     return {"model": model, "messages": [{"role": "user", "content": text}], "temperature": 0, "max_tokens": 512} | more
+
+
+def running(hosts: list[Host], context: ssl.SSLContext | None = None) -> list[http.client.HTTPResponse]:
+    """An answer of each gateway that goes on until it is ended."""
+    return [Door(address(host), context=context).send("POST", QUESTION, RUNNING) for host in hosts]
+
+
+def ended(host: Host, answer: http.client.HTTPResponse) -> bool:
+    """End an answer; true if all of it has come."""
+    host.check_output("curl -s http://127.0.0.1:9000/end")
+    return "x-local-llm-developer" in answer.read().decode()
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Certificates of an authority: Pebble, on a guest, asks at the door's name, which leads to the first gateway."""
+"""Certificates of an authority (Pebble, on a guest, asks at the door's name, that of a gateway) and one's own."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from pathlib import Path
 from socket import create_connection
 
 import pytest
-from door import QUESTION, Door, address, trusted
+from door import Door, address, ended, running, trusted
 from testinfra.host import Host
 
 SCENARIO = Path(__file__).resolve().parent.parent
 UNIT = "local-llm-gateway"
 RENEWAL = "local-llm-gateway-acme"
 ACME = f"--extra-vars=@{SCENARIO / 'vars/acme.yml'}"
+MIB = 2**20
 AGAIN = "--tags=gateway_configure,gateway_service"
 
 pytestmark = pytest.mark.units(UNIT, RENEWAL, "pebble")
@@ -73,7 +74,6 @@ def test_an_authority_gives_each_gateway_a_certificate(
     both: list[Host], play: Play, request: pytest.FixtureRequest
 ) -> None:
     """One gateway has a certificate of the private CA before, the other none, as a new host."""
-    assert play(SCENARIO / "authority.yml").returncode == 0
     first, second = both
     second.check_output("rm /etc/local-llm-gateway/door.pem /etc/local-llm-gateway/door.pem.key")
     since = now(first)
@@ -108,19 +108,17 @@ def test_the_renewal_has_few_rights(both: list[Host], few_rights: Callable[[Host
 def test_a_renewal_ends_no_answer(both: list[Host], root: ssl.SSLContext) -> None:
     """Both at the same time, so that each certbot is also asked what only the other one knows."""
     before = [(main_pid(host), serial(host, root)) for host in both]
-    streams = [
-        Door(address(host), context=root).send("POST", QUESTION, {"model": "mirror", "seconds": 10}) for host in both
-    ]
+    answers = running(both, root)
     for host in both:
         host.check_output(
             "sed -i '1i renew_before_expiry = 9999 days' /var/lib/local-llm-gateway-acme/config/renewal/*.conf"
         )
     with ThreadPoolExecutor() as pool:
         list(pool.map(lambda host: host.check_output("systemctl start %s.service", RENEWAL), both))
-    for host, (pid, former), stream in zip(both, before, streams, strict=True):
+    for host, (pid, former), answer in zip(both, before, answers, strict=True):
         assert main_pid(host) == pid
         assert serial(host, root) != former
-        assert "x-local-llm-developer" in stream.read().decode()
+        assert ended(host, answer)
 
 
 def test_a_second_run_asks_nobody_and_a_refused_order_changes_no_certificate(
@@ -137,6 +135,27 @@ def test_a_second_run_asks_nobody_and_a_refused_order_changes_no_certificate(
     assert "gave no certificate for nowhere.test" in done.stdout
     assert "lookup nowhere.test" in done.stdout  # the authority's own words
     assert [serial(host, root) for host in both] == before
+
+
+def test_a_certificate_of_ones_own_and_a_new_configuration_end_no_answer(
+    both: list[Host], play: Play, tmp_path: Path
+) -> None:
+    key, own = tmp_path / "key.pem", tmp_path / "own.pem"
+    make = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=llm.test"
+    subprocess.run([*make.split(), "-addext", "subjectAltName=DNS:llm.test", "-keyout", key, "-out", own], check=True)
+    given = {"gateway_certificate": own.read_text(), "gateway_private_key": key.read_text(), "gateway_tls": "files"}
+    before = [main_pid(host) for host in both]
+    answers = running(both)
+    variables = f"--extra-vars={json.dumps(given | {'gateway_body_limit_mib': 1})}"
+    done = play(SCENARIO / "converge.yml", "--diff", AGAIN, variables)
+    assert done.returncode == 0, done.stdout
+    assert key.read_text().splitlines()[1] not in done.stdout
+    context = ssl.create_default_context(cafile=str(own))
+    context.check_hostname = False
+    for host, answer in zip(both, answers, strict=True):
+        assert Door(address(host), context=context).announce(2 * MIB).status == 413
+        assert ended(host, answer)
+    assert [main_pid(host) for host in both] == before
 
 
 def test_nothing_is_left_when_the_private_ca_is_back(both: list[Host], play: Play) -> None:

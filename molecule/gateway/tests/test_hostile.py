@@ -392,40 +392,13 @@ def test_floods_of_http2_slow_nobody(host: Host, ip: str) -> None:
 # --- what is not there yet ---
 
 
-def test_a_gateway_starts_without_its_address_and_its_names(guest: Guest) -> None:
-    """As at a boot before the network is up. A name that nobody knows is looked up until somebody does."""
-    host = guest("debian12")
-    ip = address(host)
-    interface = host.check_output("ip -4 -o route get 192.0.2.1").split(" dev ")[1].split()[0]
-    prefix = host.check_output("ip -4 -o address show to %s dev %s", ip, interface).split()[3]
-    route = host.check_output("ip -4 route show default")
-    host.check_output("nft add table inet no_dns")
-    try:
-        host.check_output("nft 'add chain inet no_dns out { type filter hook output priority 0; }'")
-        host.check_output("nft add rule inet no_dns out meta l4proto '{ tcp, udp }' th dport 53 reject")
-        host.check_output("ip address del %s dev %s", prefix, interface)
-        try:
-            host.check_output("systemctl restart %s", UNIT)
-        finally:
-            host.check_output("ip address add %s dev %s", prefix, interface)
-            host.check_output(f"ip route replace {route}")
-        assert Door(ip).ask("GET", "/v1/models").status == 200
-        assert Door(ip).post({"model": "mirror"}).status == 200
-        assert server(host, "model-qwen2-tiny", "debian13")[4] in ("-", "0.0.0.0")  # noqa: S104
-        host.check_output("systemctl reload %s", UNIT)  # one name that is not known fails no reload
-        assert Door(ip).ask("GET", "/v1/models").status == 200
-    finally:
-        host.check_output("nft delete table inet no_dns")
-    until(lambda: server(host, "model-qwen2-tiny", "debian13")[4] == address(guest("debian13")))
-
-
-def test_a_gateway_that_cannot_start_tries_until_it_can(guest: Guest) -> None:
-    host = guest("debian13")
-    restarts = "systemctl show --property=NRestarts --value %s"
+@contextmanager
+def kept_from_starting(host: Host) -> Iterator[None]:
+    """A gateway without its certificate; it has to answer as soon as it has it again."""
     host.check_output("mv /etc/local-llm-gateway/door.pem /etc/local-llm-gateway/door.pem.away")
     try:
         host.run("systemctl restart %s", UNIT)
-        until(lambda: int(host.check_output(restarts, UNIT)) > 5)  # systemd's own limit is five
+        yield
     finally:
         host.check_output("mv /etc/local-llm-gateway/door.pem.away /etc/local-llm-gateway/door.pem")
 
@@ -435,6 +408,39 @@ def test_a_gateway_that_cannot_start_tries_until_it_can(guest: Guest) -> None:
         return False
 
     until(answers)
+
+
+def test_a_gateway_starts_without_its_address_and_its_names(guest: Guest) -> None:
+    """As at a boot before the network is up. A name that nobody knows is looked up until somebody does.
+
+    Meanwhile the other gateway cannot start, and tries until it can.
+    """
+    host, other = guest("debian12"), guest("debian13")
+    with kept_from_starting(other):
+        ip = address(host)
+        interface = host.check_output("ip -4 -o route get 192.0.2.1").split(" dev ")[1].split()[0]
+        prefix = host.check_output("ip -4 -o address show to %s dev %s", ip, interface).split()[3]
+        route = host.check_output("ip -4 route show default")
+        host.check_output("nft add table inet no_dns")
+        try:
+            host.check_output("nft 'add chain inet no_dns out { type filter hook output priority 0; }'")
+            host.check_output("nft add rule inet no_dns out meta l4proto '{ tcp, udp }' th dport 53 reject")
+            host.check_output("ip address del %s dev %s", prefix, interface)
+            try:
+                host.check_output("systemctl restart %s", UNIT)
+            finally:
+                host.check_output("ip address add %s dev %s", prefix, interface)
+                host.check_output(f"ip route replace {route}")
+            assert Door(ip).ask("GET", "/v1/models").status == 200
+            assert Door(ip).post({"model": "mirror"}).status == 200
+            assert server(host, "model-qwen2-tiny", "debian13")[4] in ("-", "0.0.0.0")  # noqa: S104
+            host.check_output("systemctl reload %s", UNIT)  # one name that is not known fails no reload
+            assert Door(ip).ask("GET", "/v1/models").status == 200
+        finally:
+            host.check_output("nft delete table inet no_dns")
+        until(lambda: server(host, "model-qwen2-tiny", "debian13")[4] == address(guest("debian13")))
+        restarts = "systemctl show --property=NRestarts --value %s"
+        until(lambda: int(other.check_output(restarts, UNIT)) > 5)  # systemd's own limit is five
 
 
 @pytest.mark.parametrize("unit", [UNIT, f"{UNIT}-address"])
