@@ -138,14 +138,14 @@ def test_a_second_run_asks_nobody_and_a_refused_order_changes_no_certificate(
 
 
 def test_a_certificate_of_ones_own_and_a_new_configuration_end_no_answer(
-    both: list[Host], play: Play, tmp_path: Path
+    both: list[Host], play: Play, root: ssl.SSLContext, tmp_path: Path
 ) -> None:
     key, own = tmp_path / "key.pem", tmp_path / "own.pem"
     make = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=llm.test"
     subprocess.run([*make.split(), "-addext", "subjectAltName=DNS:llm.test", "-keyout", key, "-out", own], check=True)
     given = {"gateway_certificate": own.read_text(), "gateway_private_key": key.read_text(), "gateway_tls": "files"}
     before = [main_pid(host) for host in both]
-    answers = running(both)
+    answers = running(both, root)
     variables = f"--extra-vars={json.dumps(given | {'gateway_body_limit_mib': 1})}"
     done = play(SCENARIO / "converge.yml", "--diff", AGAIN, variables)
     assert done.returncode == 0, done.stdout

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import raw
-from door import QUESTION, TOKENS, Door, address, command
+from door import QUESTION, RUNNING, TOKENS, Door, address, command, ended
 from raw import CONTINUATION, END_HEADERS, END_STREAM, HEADERS, PING, PREFACE, RST_STREAM, SETTINGS, Frames, frame
 from testinfra.host import Host
 
@@ -142,6 +142,14 @@ def test_what_comes_before_an_answer_does_not_pass(host: Host, ip: str) -> None:
         assert "a=b" not in shown
 
 
+def test_an_answer_that_http2_does_not_know_reaches_a_client(host: Host, ip: str) -> None:
+    """Over HTTP/2 a length without a body, or a NUL, would end the connection."""
+    for body in ({"status": 204, "headers": {"Content-Length": "5"}}, {"headers": {"X-Request-Id": "a\0b"}}):
+        shown = curl(host, ip, "--http2", "--include", body={"model": "mirror"} | body)
+        assert shown.startswith(("HTTP/2 20", "HTTP/2 502"))
+        assert "\0" not in shown
+
+
 def curl(host: Host, ip: str, *options: str, body: Any, path: str = QUESTION) -> str:
     """What the guest's own curl gets for a question; its client sends again what it may send again."""
     words = " ".join(options)
@@ -204,13 +212,30 @@ def test_a_host_is_the_name_of_one(ip: str, name: str) -> None:
         assert plain.recv(100).startswith(b"HTTP/1.1 400 ")
 
 
-def test_who_sends_too_much_is_told_so(guest: Guest) -> None:
-    """By httpx, which sends on over HTTP/2 until it may not, and then waits; and by curl."""
+def large(both: list[Host], token: str, path: str, size: int, status: int) -> None:
+    """Send a large body by httpx, which sends on over HTTP/2 until it may not, and then waits, whatever is answered."""
+    client = (SCENARIO / "files/large.py").read_text()
+    shown = both[1].check_output("python3 -c %s %s %s %s %s %s", client, token, path, str(size), *map(address, both))
+    assert Counter(shown.splitlines()) == {f"HTTP/1.1 {status}": 4, f"HTTP/2 {status}": 4}
+
+
+def test_a_refusal_is_read_by_who_still_sends(guest: Guest) -> None:
     both = [guest("debian12"), guest("debian13")]
-    client = (SCENARIO / "files/too_large.py").read_text()
-    shown = both[1].check_output("python3 -c %s %s %s", client, *map(address, both))
-    assert set(shown.splitlines()) == {"HTTP/1.1 413", "HTTP/2 413"}
-    assert len(shown.splitlines()) == 16
+    answers = [(host, Door(address(host), TOKENS["bob"]).send("POST", QUESTION, RUNNING)) for host in both * 12]
+    large(both, TOKENS["bob"], QUESTION, 3_900_000, 429)
+    large(both, TOKENS["alice"], "/nowhere", 3_900_000, 404)
+    large(both, TOKENS["alice"], "/v1/models", 3_900_000, 405)
+    large(both, "nobody", QUESTION, 3_900_000, 401)
+    assert all(ended(host, answer) for host, answer in answers)
+    for host in both:
+        command(host, "clear table addresses")
+
+
+def test_who_sends_too_much_is_told_so(guest: Guest) -> None:
+    """By httpx and by curl."""
+    both = [guest("debian12"), guest("debian13")]
+    for path in (QUESTION, "/mcp"):
+        large(both, TOKENS["alice"], path, 5_000_000, 413)
     for host in both:
         for version in ("--http1.1", "--http2"):
             post = "head -c 5M /dev/zero | curl -sk %s -m 30 -w ' %%{http_code}' -H %s --data-binary @- https://%s/mcp"
