@@ -103,8 +103,14 @@ def test_a_notification_over_stdio_stops_the_engine(own_engine: Engine, *, moder
         assert records(process.stderr.read())[-1]["outcome"] == "cancelled"
 
 
-@pytest.mark.parametrize("streamed", [True, False], ids=["with progress", "without"])
-def test_a_closed_connection_stops_the_engine(own_engine: Engine, tmp_path: Path, *, streamed: bool) -> None:
+@pytest.mark.parametrize(
+    ("streamed", "followed"),
+    [(True, False), (False, False), (False, True)],
+    ids=["with progress", "without", "another request behind it"],
+)
+def test_a_closed_connection_stops_the_engine(
+    own_engine: Engine, tmp_path: Path, *, streamed: bool, followed: bool
+) -> None:
     meta = {**ENVELOPE, "progressToken": 1} if streamed else ENVELOPE
     headers = {
         "Authorization": f"Bearer {TOKEN}",
@@ -122,9 +128,12 @@ def test_a_closed_connection_stops_the_engine(own_engine: Engine, tmp_path: Path
             response = connection.getresponse()
             assert response.headers["Content-Type"] == "text/event-stream"
             assert b"notifications/progress" in response.readline() + response.readline()
+        if followed:
+            connection.sock.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
         wait_for(lambda: own_engine.is_busy)
         connection.close()
         if streamed:
             response.close()
         own_engine.prove_stopped(before)
         wait_for(lambda: any(one["outcome"] == "cancelled" for one in records(bridge.log.read_text())), 5)
+        assert "ERROR" not in bridge.log.read_text()

@@ -6,6 +6,7 @@ them makes room for a new one: of those who have never shown a token, then of th
 
 from __future__ import annotations
 
+import functools
 import resource
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
@@ -14,11 +15,14 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from local_llm_bridge.audit import NOBODY
 from local_llm_bridge.body import IS_WHOLE
+from local_llm_bridge.exchange import ON_LOSS
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Callable
 
     import uvicorn
+    from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
     from uvicorn.server import ServerState
 
 MAX_HEAD = 64 * 2**10
@@ -67,6 +71,7 @@ class Connection(HttpToolsProtocol):
         self._in_head = False
         self._is_timed = False
         self._is_half_closed = False
+        self._running: tuple[RequestResponseCycle, Callable[[], object]] | None = None
 
     # asyncio's
 
@@ -79,9 +84,13 @@ class Connection(HttpToolsProtocol):
             self._wait(HEAD_S)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Clean up."""
+        """Clean up, and tell the call that is running."""
         self._stop_waiting()
         super().connection_lost(exc)
+        if self._running:
+            cycle, end = self._running
+            cycle.disconnected = True  # uvicorn says so to the last request alone, which may wait behind this one
+            end()
 
     def data_received(self, data: bytes) -> None:
         """Hand bytes to the parser, and see whether it makes anything of them."""
@@ -146,6 +155,7 @@ class Connection(HttpToolsProtocol):
             others = [header for header in self.headers if header[0] != b"host"]
             self.headers[:] = [*others, (b"host", self.url.partition(b"://")[2].partition(b"/")[0])]
         super().on_headers_complete()
+        cast("dict[str, Any]", self.scope)[ON_LOSS] = functools.partial(self._set_on_loss, self.cycle)
 
     def on_body(self, body: bytes) -> None:
         """Take a part of the body."""
@@ -179,6 +189,9 @@ class Connection(HttpToolsProtocol):
             self._line_up()  # uvicorn has set the time already
 
     # ours
+
+    def _set_on_loss(self, cycle: RequestResponseCycle, end: Callable[[], object] | None) -> None:
+        self._running = (cycle, end) if end else None
 
     def _is_working(self) -> bool:
         """Whether there is a request of which nothing has been answered."""

@@ -313,8 +313,7 @@ class EngineClient:
             failure = Failure(unreachable(failed, self._engine), connection_is_repeatable(failed, harmless=harmless))
             _forget_frames(failed)
             return failure
-        headers = {key.lower(): value for key, value in response.headers.items()}
-        encoding = headers.get("content-encoding", "identity")
+        encoding = response.headers.get("Content-Encoding", "identity")
         if 200 <= response.status < 300:  # noqa: PLR2004 - HTTP's own
             if encoding.strip().lower() in {"", "identity"}:
                 return response
@@ -336,6 +335,7 @@ class EngineClient:
             pass  # what has come of it is enough
         finally:
             response.close()
+        headers = {key.lower(): value for key, value in response.headers.items()}
         repeatable = status_is_repeatable(response.status, headers, harmless=harmless)
         error = refused(response.status, headers, body[:_MOST_OF_REFUSAL], self._engine)
         return Failure(error, repeatable, wish_of(headers))
@@ -480,6 +480,11 @@ class _Answer:
     def _note(self, events: list[Event]) -> None:
         for number, event in enumerate(events):
             try:
+                choices = event.get("choices")
+                if choices and not self._is_whole and len(choices) == 1 and "error" not in event:
+                    choice = choices[0]
+                    if choice.get("index") == self._index and not choice.get("finish_reason"):
+                        continue  # as nearly all
                 choices = self._choices(event)
                 if choices and self._is_whole:
                     self._grace_ends = time.monotonic() + GRACE_S

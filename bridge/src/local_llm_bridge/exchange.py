@@ -6,7 +6,7 @@ import asyncio
 import re
 from contextlib import suppress
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from local_llm_bridge.asgi import Response
 from local_llm_bridge.body import SMALL_BODY, Receiver
@@ -43,6 +43,8 @@ _EVENT_STREAM = [
 _BOTH = "application/json, text/event-stream"
 _KIND = re.compile(r"application/json\s*(?:[;,]|$)", re.IGNORECASE)
 _NO_QUALITY = re.compile(r"q\s*=\s*0(\.0{0,3})?")
+ON_LOSS = "on_loss"
+"""Key of a request's scope: takes what is to be called when its connection is lost; None: nothing any more."""
 _PAUSES = 2
 """How much longer than parsing a large body, some 30 ms for the largest, the pause before the next one is."""
 _LISTEN = "subscriptions/listen"
@@ -106,7 +108,7 @@ class Exchange:
                 await self._sdk(scope, again, send)
         elif request.method == "tools/call":
             del body, message
-            await self._call(request, scope, receive, _Reply(send, json=takes_json, events=takes_events))
+            await self._call(request, scope, _Reply(send, json=takes_json, events=takes_events))
         else:
             await _Reply(send, json=takes_json, events=takes_events).end(self._express.answer(request))
 
@@ -136,28 +138,27 @@ class Exchange:
         finally:
             self._streams.leave(developer)
 
-    async def _call(self, request: Everyday, scope: Scope, receive: Receive, reply: _Reply) -> None:
+    async def _call(self, request: Everyday, scope: Scope, reply: _Reply) -> None:
         """Run a call; it ends at once when the client goes away."""
-        gone = asyncio.ensure_future(_wait_for_disconnect(receive))
-        work = asyncio.ensure_future(self._work(request, scope, reply))
-        try:
-            wait_s = QUIET_S
-            while not work.done() and not gone.done():
-                done, _ = await asyncio.wait((work, gone), timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
-                if not done:
-                    await reply.ping()
-                    wait_s = PING_S
-            if work.done():
-                await work
-        finally:
-            for task in (work, gone):
-                if not task.done():
-                    task.cancel()
-                    with suppress(asyncio.CancelledError):
-                        await task
+        has_gone = False
+        signs = asyncio.get_running_loop().call_later(QUIET_S, reply.start_pinging)
 
-    async def _work(self, request: Everyday, scope: Scope, reply: _Reply) -> None:
-        await reply.end(await self._express.call(request, reply.event, scope["caller"], scope["model"]))
+        def end() -> None:
+            nonlocal has_gone
+            has_gone = True
+            task.cancel()
+
+        task = cast("asyncio.Task[None]", asyncio.current_task())
+        scope[ON_LOSS](end)
+        try:
+            await reply.end(await self._express.call(request, reply.event, scope["caller"], scope["model"]))
+        except asyncio.CancelledError:
+            if not has_gone:
+                raise
+        finally:
+            scope[ON_LOSS](None)
+            signs.cancel()
+            await reply.stop_pinging()
 
 
 class _Reply:
@@ -175,13 +176,25 @@ class _Reply:
         self._takes_events = events
         self._is_stream = False
         self._has_ended = False
+        self._pinging: asyncio.Task[None] | None = None
         self._sending = asyncio.Lock()  # signs of life and the answer come from two tasks
 
     async def event(self, message: Wire) -> None:
         await self._stream(_event(message))
 
-    async def ping(self) -> None:
-        await self._stream(b": still working\r\n\r\n")
+    def start_pinging(self) -> None:
+        self._pinging = asyncio.ensure_future(self._ping())
+
+    async def stop_pinging(self) -> None:
+        if self._pinging:
+            self._pinging.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._pinging
+
+    async def _ping(self) -> None:
+        while True:
+            await self._stream(b": still working\r\n\r\n")
+            await asyncio.sleep(PING_S)
 
     async def end(self, message: Wire) -> None:
         async with self._sending:
@@ -286,8 +299,3 @@ def _replay(body: bytes, receive: Receive) -> Receive:
         return left.pop() if left else await receive()
 
     return receive_again
-
-
-async def _wait_for_disconnect(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
