@@ -100,7 +100,7 @@ endef
 
 # The log of one that fails stays.
 logged-%:
-	trap 'printf "%6d  %s\n" $$SECONDS $* >> $(SECONDS_TAKEN)' EXIT; $(MAKE) --no-print-directory $* |& tee $(FAILED)/$*
+	trap 'printf "%6d  %s\n" $$SECONDS $* >> $(SECONDS_TAKEN)' EXIT; $(MAKE) --no-print-directory --output-sync=none $* |& tee $(FAILED)/$*
 	rm $(FAILED)/$*
 
 # Not in `test`: its processor is emulated, which takes long on a busy machine.
