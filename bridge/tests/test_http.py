@@ -260,6 +260,15 @@ def test_a_wish_for_another_protocol_is_passed_over(bridge: Bridge, wish: bytes,
         assert answers.count(b"HTTP/1.1 200 OK") == answers.count(b'"result":{}') == 3, answers
 
 
+@pytest.mark.parametrize(
+    "trailer", [b"Host: evil.example", b"Authorization: Bearer wrong", b"Origin: http://a.example"]
+)
+def test_what_comes_after_a_body_is_no_header(bridge: Bridge, trailer: bytes) -> None:
+    chunks = CHUNK.removesuffix(b"\r\n") + trailer + b"\r\n\r\n"
+    answer = raw(bridge, b"POST /mcp HTTP/1.1\r\nHost: localhost\r\n" + START + CHUNKED + b"\r\n" + chunks)
+    assert answer.startswith(b"HTTP/1.1 200 "), answer
+
+
 def test_requests_sent_one_behind_the_other_are_answered_in_order(bridge: Bridge) -> None:
     start = b"POST /mcp HTTP/1.1\r\nHost: localhost\r\n" + START.replace(b"Connection: close\r\n", b"")
     bodies = [PING.replace(b'"id": 1', b'"id": %d' % number) for number in range(10, 30)]

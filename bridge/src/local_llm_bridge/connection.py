@@ -155,6 +155,7 @@ class Connection(HttpToolsProtocol):
             others = [header for header in self.headers if header[0] != b"host"]
             self.headers[:] = [*others, (b"host", self.url.partition(b"://")[2].partition(b"/")[0])]
         super().on_headers_complete()
+        self.headers: list[tuple[bytes, bytes]] = []  # trailers, too, would become headers of the request
         cast("dict[str, Any]", self.scope)[ON_LOSS] = functools.partial(self._set_on_loss, self.cycle)
 
     def on_body(self, body: bytes) -> None:
