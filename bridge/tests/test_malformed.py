@@ -600,8 +600,9 @@ class Lanes:
             self.taken.append("sdk")
 
         decide = exchange.Exchange(cast("Express", self), sdk)
+        scope = {"caller": UNKNOWN, "model": None, "headers": [], exchange.ON_LOSS: lambda _: None}
         try:
-            asyncio.run(decide({"caller": UNKNOWN, "model": None, "headers": []}, headers, receive, send))
+            asyncio.run(decide(scope, headers, receive, send))
         except RefusedRequestError:
             self.taken.append("refused")
 
