@@ -600,7 +600,7 @@ class Lanes:
             self.taken.append("sdk")
 
         decide = exchange.Exchange(cast("Express", self), sdk)
-        scope = {"caller": UNKNOWN, "model": None, "headers": [], exchange.ON_LOSS: lambda _: None}
+        scope: dict[str, Any] = {"caller": UNKNOWN, "model": None, "headers": [], exchange.ON_LOSS: lambda _: None}
         try:
             asyncio.run(decide(scope, headers, receive, send))
         except RefusedRequestError:

@@ -11,7 +11,6 @@ from io import StringIO
 from typing import TYPE_CHECKING, Any
 
 from local_llm_bridge.texts import printable, shown
-from local_llm_bridge.thoughts import split
 from local_llm_bridge.tool_calls import ToolCall, ToolCalls
 
 if TYPE_CHECKING:
@@ -142,6 +141,8 @@ class Answer:
 
     def received(self) -> tuple[str, str]:
         """Return what the model thought and what it answered so far."""
+        from local_llm_bridge.thoughts import split  # noqa: PLC0415 - its patterns are not needed to start
+
         apart = self._thoughts.getvalue()
         thoughts, text = split(self._text.getvalue(), separate=bool(apart))
         return apart + (thoughts or ""), text

@@ -6,7 +6,6 @@ a page of HTML, a plain line. They are passed on as one line, cut, and without t
 
 from __future__ import annotations
 
-import html
 import os
 import re
 from typing import TYPE_CHECKING, Any
@@ -61,6 +60,8 @@ def words_of(body: bytes) -> str:
     except ValueError:
         text = body[: 4 * _READ].decode(errors="replace")[:_READ]
         if text.lstrip()[:1] == "<":
+            import html  # noqa: PLC0415 - its table of names is not needed to start
+
             text = html.unescape(_NOT_SEEN.sub(" ", text))
         return _line(text)
     return _said(document, _PLACES)
