@@ -17,6 +17,7 @@ from pydantic_core import PydanticSerializationError, to_json
 from local_llm_bridge import __version__
 from local_llm_bridge.audit import UNKNOWN, Caller
 from local_llm_bridge.calls import Call, Calls, Wire
+from local_llm_bridge.message import VERSION_KEY
 from local_llm_bridge.progress import reporting
 from local_llm_bridge.tools.readings import as_object
 
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 HANDSHAKE_VERSIONS = ("2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25")
 MODERN_VERSION = "2026-07-28"
 """The version in which every request stands for itself: its `_meta` says what the handshake said before."""
-VERSION_KEY = "io.modelcontextprotocol/protocolVersion"
 CAPABILITIES_KEY = "io.modelcontextprotocol/clientCapabilities"
 _CLIENT_KEY = "io.modelcontextprotocol/clientInfo"
 SERVER = {"name": "local-llm-bridge", "version": __version__}

@@ -15,6 +15,8 @@ from pydantic_core import PydanticSerializationError, to_json
 from local_llm_bridge.errors import BadMessageError, RefusedRequestError
 from local_llm_bridge.tools.readings import as_object
 
+VERSION_KEY = "io.modelcontextprotocol/protocolVersion"
+"""What in `_meta` says the version of a request that stands for itself, without a handshake."""
 MOST_VALUES = 20_000
 """How many values a message may have, texts and lists and their elements. The largest of real clients have hundreds."""
 _MOST_DIGITS = 400
@@ -112,6 +114,9 @@ def unsendable(value: object) -> str:
 
 
 def _check_params(method: object, params: dict[str, Any], request_id: str | int) -> None:
+    meta = params.get("_meta")
+    if method == "initialize" and isinstance(meta, dict) and VERSION_KEY in meta:
+        return  # the version that this names has no such method, which is what there is to say
     found = ""
     for name, kind in _REQUIRED.get(str(method), {}).items():
         if not isinstance(params.get(name), kind):

@@ -23,13 +23,12 @@ from local_llm_bridge.errors import BadMessageError, StreamError
 from local_llm_bridge.express import (
     CAPABILITIES_KEY,
     MODERN_VERSION,
-    VERSION_KEY,
     Everyday,
     Express,
     encode,
     read,
 )
-from local_llm_bridge.message import checked, decode
+from local_llm_bridge.message import VERSION_KEY, checked, decode
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
