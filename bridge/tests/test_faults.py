@@ -237,7 +237,7 @@ async def test_several_models_and_no_name_is_a_question_to_the_caller() -> None:
     assert "MODEL_NAME" in text
 
 
-@pytest.mark.parametrize("body", ["[]", '{"data": 5}', "no JSON", '{"data": [{}]}'])
+@pytest.mark.parametrize("body", ["7", '{"data": 5}', "no JSON", '{"data": [{}]}'])
 async def test_a_listing_that_is_none_is_told_as_such(moody: FakeEngine, moody_bridge: Bridge, body: str) -> None:
     moody.reply = answer("200 OK", "application/json", body)
     await anyio.sleep(PROBE_AGE_S)
