@@ -52,7 +52,7 @@ token: venv ## a developer's token: NAME=alice, with ROTATE=1 a new one, with RE
 .PHONY: test
 test: ## everything below: what CI runs
 	$(MAKE) --jobs=$(LANES) --output-sync=target guests venv bridge/.venv/done supply/.venv/done
-	$(call in_lanes,$(SCENARIOS:%=molecule-%) $(UNIT) lint)
+	$(call in_lanes,$(UNIT) $(SCENARIOS:%=molecule-%) lab lint)
 
 .PHONY: lint
 lint: venv bridge/.venv/done ## ansible-lint (production), yamllint, ruff, mypy
@@ -72,7 +72,7 @@ unit-bridge: bridge/.venv/done
 
 .PHONY: unit-roles
 unit-roles: venv supply/.venv/done
-	pytest tests/roles tests/playbooks tests/baseline tests/supply tests/lab
+	pytest tests/roles tests/playbooks tests/baseline tests/supply
 
 .PHONY: guests
 guests: python3-venv ## the images of the guests that molecule's scenarios run on
@@ -80,7 +80,11 @@ guests: python3-venv ## the images of the guests that molecule's scenarios run o
 
 .PHONY: molecule
 molecule: venv guests ## the roles' scenarios on Debian 12 and 13, and the fleet; one of them: SCENARIOS=mcp_bridge
-	$(call in_lanes,$(SCENARIOS:%=molecule-%))
+	$(call in_lanes,$(SCENARIOS:%=molecule-%) lab)
+
+.PHONY: lab
+lab: venv guests
+	pytest tests/lab
 
 molecule-%:
 	molecule test --scenario-name $*
