@@ -490,6 +490,7 @@ def take():
             except BlockingIOError:
                 pass
             yield size / (1 << 20)
+        time.sleep(0.05)  # what comes between two looks at the memory is not to be more than is asked for here
 in_processes(15, take, 288)
 """,
         limits=("memory",),
