@@ -11,6 +11,7 @@ import socket
 import subprocess
 import threading
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import anyio
@@ -438,17 +439,22 @@ def test_what_a_body_is_and_what_its_answer_may_be(bridge: Bridge, name: str, va
         assert headers["Content-Type"] == (EVENTS if value in {EVENTS, f"{JSON};q=0, */*"} else JSON)
 
 
+@dataclass
+class Late(FakeEngine):
+    """Answers after so many seconds."""
+
+    seconds: float = 0
+
+    def _handle(self, connection: socket.socket) -> None:
+        time.sleep(self.seconds)
+        super()._handle(connection)
+
+
 def test_who_takes_no_events_gets_json_however_long_it_takes(tmp_path: Path) -> None:
-    hold = threading.Event()
-
-    class Slow(FakeEngine):
-        def _handle(self, connection: socket.socket) -> None:
-            hold.wait(6)  # longer than a quiet call becomes a stream
-            super()._handle(connection)
-
+    late = Late(events(piece("at last", "stop")), seconds=6)  # later than a quiet call becomes a stream
     call = {"name": "chat", "arguments": {"message": "hi"}, "_meta": {"progressToken": 1}}
     body = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": call}).encode()
-    with Slow(events(piece("at last", "stop"))).running() as url, serving(tmp_path, url) as bridge:
+    with late.running() as url, serving(tmp_path, url) as bridge:
         status, text, headers = bridge.http("/mcp", method="POST", headers={**HEADERS, "Accept": JSON}, data=body)
     assert (status, headers["Content-Type"]) == (200, JSON)
     assert json.loads(text)["result"]["content"][0]["text"] == "at last"
@@ -456,17 +462,11 @@ def test_who_takes_no_events_gets_json_however_long_it_takes(tmp_path: Path) -> 
 
 def test_who_sends_no_more_still_gets_its_answers(tmp_path: Path) -> None:
     """Some clients end their side once they have asked, as nc -N does."""
-    hold = threading.Event()
-
-    class Slow(FakeEngine):
-        def _handle(self, connection: socket.socket) -> None:
-            hold.wait(1)
-            super()._handle(connection)
-
+    late = Late(events(piece("at last", "stop")), seconds=1)
     params = {"name": "chat", "arguments": {"message": "hi"}}
     call = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}).encode()
     start = (b"POST /mcp HTTP/1.1\r\nHost: localhost\r\n" + START).replace(b"Connection: close\r\n", b"")
-    with Slow(events(piece("at last", "stop"))).running() as url, serving(tmp_path, url) as bridge:
+    with late.running() as url, serving(tmp_path, url) as bridge:
         for requests in (1, 2):
             with socket.create_connection(("127.0.0.1", bridge.port), timeout=20) as connection:
                 connection.sendall((start + b"Content-Length: %d\r\n\r\n" % len(call) + call) * requests)

@@ -13,7 +13,7 @@ from typing import Any
 from pydantic_core import PydanticSerializationError, to_json
 
 from local_llm_bridge.errors import BadMessageError, RefusedRequestError
-from local_llm_bridge.tools.readings import as_object
+from local_llm_bridge.tools.readings import as_object, is_whole
 
 VERSION_KEY = "io.modelcontextprotocol/protocolVersion"
 """What in `_meta` says the version of a request that stands for itself, without a handshake."""
@@ -25,7 +25,6 @@ _LEAST_BYTES = 2
 """What a value takes at least in JSON, its comma included."""
 _BEGINNING = 2**18
 """Bytes after which most of those that have too many values have shown it, at a tenth of the cost."""
-_MOST_EXACT = 2**53  # above it a float is not one whole number alone
 _EXAMPLE = '{"jsonrpc":"2.0","id":1,"method":"tools/list"}'
 _REQUIRED: dict[str, dict[str, type]] = {
     "initialize": {"protocolVersion": str, "capabilities": dict, "clientInfo": dict},
@@ -144,7 +143,7 @@ def _invalid(found: str, request_id: str | int | None = None) -> BadMessageError
 
 def _id(value: object) -> str | int | None:
     """Return an id, a whole number also where it came as 1.0; None: it is something else."""
-    if isinstance(value, float) and value.is_integer() and abs(value) <= _MOST_EXACT:
+    if isinstance(value, float) and is_whole(value):
         return int(value)
     return value if isinstance(value, str | int) and not isinstance(value, bool) else None
 

@@ -32,6 +32,11 @@ def as_object(value: object) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
+def is_whole(value: float) -> bool:
+    """Whether a float is one whole number, and no other."""
+    return value.is_integer() and abs(value) <= _MOST_EXACT
+
+
 def as_meant(schema: Schema, value: dict[str, Any]) -> dict[str, Any]:
     """Return an object with its values as the schema reads them.
 
@@ -121,8 +126,7 @@ def _readings(kind: str, schema: Schema, value: object) -> list[object]:
         one = _read(item, value)
         return [[one]] if value not in (None, "") and any(_is(inner, one) for inner, _ in _kinds(item)) else []
     if isinstance(value, float):
-        is_whole = kind == "integer" and value.is_integer() and abs(value) <= _MOST_EXACT
-        return [int(value)] if is_whole else []
+        return [int(value)] if kind == "integer" and is_whole(value) else []
     return _readings_of_text(kind, schema, value.strip()) if isinstance(value, str) else []
 
 
