@@ -31,8 +31,8 @@ def playbook(name: str) -> str:
     return run("ansible-playbook", INVENTORY, str(LAB / name))
 
 
-def ansible(guest: str, module: str, arguments: str, status: int = 0) -> str:
-    return run("ansible", INVENTORY, guest, f"--module-name={module}", f"--args={arguments}", status=status)
+def ansible(guest: str, module: str, arguments: str, *more: str, status: int = 0) -> str:
+    return run("ansible", INVENTORY, guest, f"--module-name={module}", f"--args={arguments}", *more, status=status)
 
 
 def podman(*arguments: str) -> str:
@@ -92,6 +92,20 @@ def test_a_command_finds_what_podman_itself_would_give_it(guest: str) -> None:
     )
     assert quick == own
     assert "uid=0(root)" in quick
+
+
+@pytest.mark.parametrize("guest", GUESTS)
+def test_a_module_finds_what_a_process_of_its_own_would(guest: str) -> None:
+    # lab_modules.py leaves to Python what does not run as /usr/bin/python3
+    command = "id; pwd; env | sort; umask; ulimit -a; cat /proc/self/cgroup; grep -e ^Cap -e ^Sig /proc/self/status"
+    copied, own = (
+        ansible(guest, "ansible.builtin.shell", f"{command} executable=/bin/bash", *more)
+        for more in ([], ["--extra-vars=ansible_python_interpreter=/bin/python3"])
+    )
+    assert copied == own
+    assert "uid=0(root)" in copied
+    assert in_guest(guest, "pgrep --full --count '[l]ab_modules.serve'") == "1"
+    assert "non-zero return code" in ansible(guest, "ansible.builtin.command", "false", status=2)
 
 
 def test_large_files_arrive_whole_in_both_directions(tmp_path: Path) -> None:

@@ -12,13 +12,14 @@ def until(condition: Callable[[], object], seconds: float = PATIENCE) -> None:
     """Wait until something is so.
 
     Args:
-        condition: What is asked, five times a second; true is the end of it.
+        condition: What is asked, at first five times a second, after ten seconds once; true is the end of it.
         seconds: How long; less than five minutes where something would come by itself that must not be taken for it.
 
     Raises:
         AssertionError: It has not become so in that time.
     """
-    deadline = time.monotonic() + seconds
+    begin = time.monotonic()
     while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds} s"
-        time.sleep(0.2)
+        waited = time.monotonic() - begin
+        assert waited < seconds, f"not within {seconds} s"
+        time.sleep(min(1, max(0.2, waited / 10)))

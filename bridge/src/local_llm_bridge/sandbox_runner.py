@@ -29,7 +29,8 @@ FILE_MIB = 32
 """Largest file that the code may write."""
 SHARED_MIB = 8
 """Largest mapping of shared memory without a file, as which each counts, however little of it is still mapped."""
-# How often memory and processes are looked at, in seconds, if that takes less than a quarter of the processor's time.
+# How often memory and processes are looked at, in seconds, if that takes less than a quarter of a processor's time, or
+# half of it once half of the memory is used.
 _TICK_S = 0.02
 # How much nicer the code is than what watches it.
 _NICE = 5
@@ -251,8 +252,9 @@ class _Usage:
         if used_kib > self._memory_kib:
             time.sleep(_MOMENT_S)
             used_kib, tasks = self._look()
-        self._next = time.monotonic() + max(_TICK_S, 3 * (time.process_time() - begin))
-        if used_kib > self._memory_kib / 2 and not self._told:
+        much = used_kib > self._memory_kib / 2
+        self._next = time.monotonic() + max(_TICK_S, (1 if much else 3) * (time.process_time() - begin))
+        if much and not self._told:
             self._told = True
             _tell(b" ")
         if used_kib > self._memory_kib:
