@@ -12,6 +12,7 @@ import gc
 import itertools
 import select
 import time
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -82,16 +83,8 @@ class _Request:
     request_id: str = NOBODY
 
 
-@dataclass
-class _Way:
-    """How a request went out."""
-
-    reused: bool = False
-    """Over a connection that had been kept open."""
-
-
-async def _note_reuse(_session: object, context: Any, _params: object) -> None:  # noqa: ANN401 - aiohttp's namespace
-    context.trace_request_ctx.reused = True
+_reused: ContextVar[bool] = ContextVar("reused")
+"""Whether the request that was sent last in this context went over a connection that had been kept open."""
 
 
 class EngineClient:
@@ -346,10 +339,7 @@ class EngineClient:
 
         if self._session is None:
             gc.freeze()  # what has been imported stays: nobody need look for garbage in it
-            trace = aiohttp.TraceConfig()
-            trace.on_connection_reuseconn.append(_note_reuse)
             self._session = aiohttp.ClientSession(
-                trace_configs=[trace],
                 # How many calls at once is decided before.
                 connector=_connector_class()(limit=0, keepalive_timeout=_KEPT_S),
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S),
@@ -371,16 +361,16 @@ class EngineClient:
             allow_redirects=False,
         )
         while True:
-            way = _Way()
+            _reused.set(False)
             started = time.monotonic()
             try:
-                return await send(trace_request_ctx=way)
+                return await send()
             except aiohttp.ClientConnectionError as error:
                 if isinstance(error, aiohttp.ServerDisconnectedError) and not isinstance(error.message, str):
                     raise aiohttp.ServerDisconnectedError("it broke off within its headers") from None
                 # The engine closed a connection that was kept open, as llama.cpp does after every stream. Each such
                 # try uses up one of them; a new one says what is really the matter.
-                if not way.reused or time.monotonic() - started > _STALE_S:
+                if not _reused.get() or time.monotonic() - started > _STALE_S:
                     raise
                 _forget_frames(error)
 
@@ -486,11 +476,12 @@ class _Answer:
                     if choice.get("index") == self._index and not choice.get("finish_reason"):
                         continue  # as nearly all
                 choices = self._choices(event)
-                if choices and self._is_whole:
+                is_usage = not choices and bool(event.get("usage"))
+                if self._is_whole and choices:
                     self._grace_ends = time.monotonic() + GRACE_S
-                elif not choices and self._is_whole and event.get("usage"):
+                elif self._is_whole and is_usage:
                     self.is_over = True
-                if (not choices or "error" in event) and (words := reported(event)):
+                if ("error" in event or not (choices or is_usage)) and (words := reported(event)):
                     events[number] = {"error": {"message": without_key(words, self._key)}}
             except (AttributeError, TypeError, LookupError):
                 continue  # whoever makes sense of the events says what is wrong with this one
@@ -534,7 +525,10 @@ def _connector_class() -> type[aiohttp.TCPConnector]:
             kept = self._conns.get(key)
             while kept and _is_spoilt(kept[0][0]):
                 kept.popleft()[0].close()
-            return await super()._get(key, traces)
+            connection = await super()._get(key, traces)
+            if connection is not None:
+                _reused.set(True)
+            return connection
 
         def _release(self, key: Any, protocol: Any, *, should_close: bool = False) -> None:  # noqa: ANN401
             super()._release(key, protocol, should_close=should_close)

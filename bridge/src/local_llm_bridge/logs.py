@@ -52,6 +52,7 @@ def configure(*, waits: bool = True) -> None:
     """
     # What no line of ours shows need not be found out for each.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    logging._srcfile = None  # noqa: SLF001 - as the logging HOWTO has it under "Optimization"
     # Nobody reads a complaint of the logging about itself.
     logging.raiseExceptions = False
     handler: logging.Handler = logging.StreamHandler(sys.stderr if waits else _WithoutWaiting())
