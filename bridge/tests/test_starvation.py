@@ -134,7 +134,7 @@ class Neighbour:
     def ninth_of_ten(self) -> float:
         """Return how long most waited, in seconds: nine of ten."""
         waits = sorted(self._waits)
-        return waits[len(waits) * 9 // 10]
+        return waits[(len(waits) - 1) * 9 // 10]
 
     @property
     def asked(self) -> int:
