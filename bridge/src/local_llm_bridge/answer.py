@@ -50,6 +50,8 @@ _REASONS = {
     ),
 }
 _REASON_OF = {word: reason for reason, words in _REASONS.items() for word in words}
+# A text that has none of these is an answer and nothing else: thoughts.py.
+_SIGNS = ("<", "[", "◁", "|>", "analysis", "Here")
 _THOUGHTS = frozenset({"thinking", "reasoning", "thought"})
 # One thought may come under several of them.
 _THOUGHT_FIELDS = ("reasoning_content", "reasoning", "thinking", "reasoning_details", "thinking_blocks")
@@ -141,10 +143,12 @@ class Answer:
 
     def received(self) -> tuple[str, str]:
         """Return what the model thought and what it answered so far."""
-        from local_llm_bridge.thoughts import split  # noqa: PLC0415 - its patterns are not needed to start
+        apart, text = self._thoughts.getvalue(), self._text.getvalue()
+        if not any(sign in text for sign in _SIGNS):
+            return apart, text
+        from local_llm_bridge.thoughts import split  # noqa: PLC0415 - few texts need its patterns
 
-        apart = self._thoughts.getvalue()
-        thoughts, text = split(self._text.getvalue(), separate=bool(apart))
+        thoughts, text = split(text, separate=bool(apart))
         return apart + (thoughts or ""), text
 
     def completion(self, model: str, routing: str, remedy: str = "") -> Completion:
