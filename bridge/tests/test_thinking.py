@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from local_llm_bridge import answer as answers
-from local_llm_bridge import config, thoughts
+from local_llm_bridge import config
 from local_llm_bridge.answer import Answer
 from local_llm_bridge.calls import Call
 from local_llm_bridge.errors import ConfigError
@@ -104,6 +103,9 @@ def test_thoughts_in_tags_are_told_from_the_answer(text: str, thoughts: str | No
     assert rest == answer
     assert found is not None
     assert thoughts in {None, found}
+    grown = Answer()
+    grown.add(delta(content=text))
+    assert grown.received() == (found or "", rest)
 
 
 @pytest.mark.parametrize(
@@ -358,10 +360,3 @@ async def test_a_model_that_thinks_longer_than_the_answer_it_may_give_answers_wi
     assert "LOCAL_LLM_MAX_TOKENS" in wire_texts(refused)[0]
     assert wire_texts(answered) == ["42"]
     assert [request["max_tokens"] for request in engine.requests] == [2000, 8000]
-
-
-def test_no_text_with_thoughts_is_taken_for_one_without() -> None:
-    beginnings = [tag for tags in thoughts._TAGS for tag in tags]
-    beginnings += [*thoughts._MESSAGES, *thoughts._IN_CLOSING, *thoughts._FIRST]
-    beginnings += ["analysis… assistantfinal", "Here's my thought process:", "Here is my thought process:"]
-    assert [text for text in beginnings if not any(sign in text for sign in answers._SIGNS)] == []
