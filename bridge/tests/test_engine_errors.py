@@ -13,6 +13,7 @@ import pytest
 
 from local_llm_bridge.calls import Call, Calls
 from local_llm_bridge.config import CacheSettings, Engine, Settings
+from local_llm_bridge.engine import GRACE_S
 from tests.services import FakeEngine, Listener, ScriptedEngine, answer, events, piece, request_of
 
 pytestmark = pytest.mark.anyio
@@ -39,6 +40,23 @@ async def told(reply: bytes, **settings: Any) -> str:  # noqa: ANN401
     text = str(result["content"][0]["text"])
     assert KEY not in text
     return text
+
+
+class InPackets(FakeEngine):
+    """Sends its answer in packets."""
+
+    def __init__(self, *packets: bytes, pause_s: float = 0.1, hold_s: float = 0) -> None:
+        super().__init__(b"")
+        self._packets = packets
+        self._pause_s = pause_s
+        self._hold_s = hold_s
+
+    def _handle(self, connection: Any) -> None:  # noqa: ANN401 - a socket
+        request_of(connection)
+        for packet in self._packets:
+            connection.sendall(packet)
+            time.sleep(self._pause_s)
+        time.sleep(self._hold_s)
 
 
 def of_json(status: str, body: object, *headers: str) -> bytes:
@@ -301,6 +319,50 @@ async def test_a_stream_of_lines_is_read(kind: str, lines: list[object]) -> None
     assert "without a finish reason" in await told(answer("200 OK", kind, json.dumps(lines[0]) + "\n"))
 
 
+@pytest.mark.parametrize(
+    "kind", ["application/json", "application/stream+json", "application/jsonl", "text/event-stream"]
+)
+async def test_lines_of_pieces_are_a_stream_whatever_it_is_called(kind: str) -> None:
+    head = f"HTTP/1.1 200 OK\r\ncontent-type: {kind}\r\n\r\n".encode()
+    first, second = (json.dumps(event).encode() + b"\n" for event in (piece("hel"), piece("lo", "stop")))
+    for packets in ([first + second], [first, second], [b"\n" + first[:9], first[9:-1], b"\n", second[:9], second[9:]]):
+        with InPackets(head, *packets).running() as url:
+            result = await ask(url)
+        assert result["content"] == [{"type": "text", "text": "hello"}]
+    assert "without a finish reason" in await told(head + first)
+
+
+async def test_a_pause_after_the_first_line_ends_no_stream() -> None:
+    head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n\r\n"
+    first, second = (json.dumps(event).encode() for event in (piece("hel"), piece("lo", "stop")))
+    with InPackets(head + first, b"\n" + second, pause_s=1.5 * GRACE_S).running() as url:
+        result = await ask(url)
+    assert result["content"] == [{"type": "text", "text": "hello"}]
+
+
+@pytest.mark.parametrize("kind", ["application/json", "text/event-stream"])
+async def test_an_error_on_a_line_before_the_end_of_a_stream_is_one(kind: str) -> None:
+    body = '{"error": {"message": "out of memory"}}\n\ndata: [DONE]\n\n'
+    assert " failed: out of memory" in await told(answer("200 OK", kind, body))
+
+
+@pytest.mark.parametrize("encoding", ["none", "utf-8", "identity, identity", "", "Chunked", "aws-chunked"])
+async def test_an_encoding_that_is_none_is_none(encoding: str) -> None:
+    header = f"content-encoding: {encoding}"
+    with FakeEngine(GOOD.replace(b"connection:", f"{header}\r\nconnection:".encode())).running() as url:
+        result = await ask(url)
+    assert result["content"] == [{"type": "text", "text": "hello"}]
+    assert "(HTTP 500: out of memory)" in await told(of_json("500 Oh", "out of memory", header))
+
+
+@pytest.mark.parametrize(
+    "encoding", ["x-gzip", "compress", "br", "identity, zstd", "identity\r\ncontent-encoding: br", "?"]
+)
+async def test_an_encoding_that_is_one_or_unknown_is_refused(encoding: str) -> None:
+    reply = GOOD.replace(b"connection:", f"content-encoding: {encoding}\r\nconnection:".encode())
+    assert "although it was told to send nothing encoded" in await told(reply)
+
+
 async def test_a_whole_answer_of_ollamas_own_is_one() -> None:
     document = {"message": {"role": "assistant", "content": "hello"}, "done": True, "prompt_eval_count": 3}
     with FakeEngine(answer("200 OK", "application/json", json.dumps(document))).running() as url:
@@ -317,6 +379,30 @@ def chunk(*data: object, done: bool = False) -> bytes:
     """Return a part of a stream that may go on."""
     body = events(*data, done=done).partition(b"\r\n\r\n")[2]
     return b"%x\r\n%b\r\n" % (len(body), body)
+
+
+def line_of(event: object) -> bytes:
+    """Return an event as it stands in a stream."""
+    return events(event, done=False).partition(b"\r\n\r\n")[2]
+
+
+WHOLE = {"choices": [{"index": 0, "message": {"content": "hello"}, "finish_reason": "stop"}]}
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+@pytest.mark.parametrize("end", ["", "\n"])
+@pytest.mark.parametrize("size", [50, 10_000])
+async def test_a_whole_document_does_not_wait_for_the_end_of_the_connection(
+    indent: int | None, end: str, size: int
+) -> None:
+    body = (json.dumps(WHOLE, indent=indent) + end).encode()
+    parts = [body[start : start + size] for start in range(0, len(body), size)]
+    head = HEAD.replace(b"text/event-stream", b"application/json")
+    started = time.monotonic()
+    with InPackets(head, *(b"%x\r\n%b\r\n" % (len(part), part) for part in parts), hold_s=30).running() as url:
+        result = await ask(url, timeout_s=30)
+    assert result["content"] == [{"type": "text", "text": "hello"}]
+    assert time.monotonic() - started < 15
 
 
 @pytest.mark.parametrize(
@@ -346,17 +432,22 @@ async def test_a_whole_answer_does_not_wait_for_the_end_of_the_connection(reply:
         assert gone.wait(20)
 
 
-async def test_comments_after_the_end_hold_nobody_up() -> None:
+@pytest.mark.parametrize(
+    "sign", [b": ping\n\n", line_of(piece("")), line_of({"choices": []}), line_of(piece("", "stop"))]
+)
+async def test_signs_of_life_after_the_end_hold_nobody_up(sign: bytes) -> None:
     def handle(connection: Any) -> None:  # noqa: ANN401 - a socket
         request_of(connection)
         connection.sendall(HEAD + chunk(piece("hello", "stop")))
         while True:
-            connection.sendall(b"8\r\n: ping\n\n\r\n")
+            connection.sendall(b"%x\r\n%b\r\n" % (len(sign), sign))
             time.sleep(0.05)
 
     listener = Listener(handle)
     try:
-        result = await ask(listener.url, timeout_s=300)
+        started = time.monotonic()
+        result = await ask(listener.url, timeout_s=30)
+        assert time.monotonic() - started < 15
     finally:
         listener.close()
     assert result["content"] == [{"type": "text", "text": "hello"}]

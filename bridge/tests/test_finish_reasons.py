@@ -110,6 +110,15 @@ async def test_of_several_answers_the_first_counts(stream: list[dict[str, Any]])
     assert wire_texts(result) == ["hello"]
 
 
+async def test_an_answer_that_goes_on_as_another_is_not_whole() -> None:
+    for end in ({"choices": [{**OTHER, "finish_reason": "stop"}]}, {"choices": [OTHER, OTHERS_END]}):
+        (result,) = await asked(CHAT, reply=events(piece("hel"), end))
+        assert result["isError"]
+        (text,) = wire_texts(result)
+        assert "stopped in the middle of its answer" in text
+        assert text.endswith("hel")
+
+
 @pytest.mark.parametrize(
     "end",
     [

@@ -126,6 +126,18 @@ def listed(body: object, status: str = "200 OK") -> bytes:
     return answer(status, "application/json", json.dumps(body))
 
 
+@pytest.mark.parametrize("body", [b'{"data": [{"id": "m"}]}', b'[{"id": "m"}]\n'])
+async def test_a_whole_list_does_not_wait_for_the_end_of_the_connection(body: bytes) -> None:
+    class Open(Naming):
+        def _handle(self, connection: socket.socket) -> None:
+            super()._handle(connection)
+            connection.recv(1)
+
+    engine = Open(listing=b"HTTP/1.1 200 OK\r\ncontent-length: 999\r\n\r\n" + body)
+    (result,) = await asked(CHAT, reply=engine, engine={"name": None}, timeout_s=20)
+    assert wire_texts(result) == ["hello"]
+
+
 @pytest.mark.parametrize(
     ("listing", "why"),
     [

@@ -69,6 +69,9 @@ _MARGIN_S = 0.1
 _BLANK = b"\xef\xbb\xbf \t\r\n"
 _FIELDS = (b"data:", b"event:", b"id:", b"retry:", b":")
 _LONGEST_FIELD = 6
+# What some name as an encoding, and is none: Next.js and others say so to keep others from compressing.
+_NOT_ENCODED = {"", "identity", "none", "utf-8", "chunked", "aws-chunked"}
+_KINDS_OF_LINES = ("ndjson", "jsonl", "stream+json")
 
 
 class BrokenStreamError(Exception):
@@ -137,8 +140,13 @@ class EngineClient:
         try:
             beginning = await self._beginning(response)
             if beginning.lstrip(_BLANK)[:1] == b"{" and not answer.is_of_lines:
-                yield [await self._whole_answer(response, beginning)]
-                return
+                beginning = await _read(response, _LONGEST_DOCUMENT, beginning.lstrip(_BLANK), first_line=True)
+                if not self._is_of_lines(response, beginning):
+                    event = await self._whole_answer(response, beginning)
+                    answer.is_over = True
+                    yield [event]
+                    return
+                answer.is_of_lines = True
             answer.take(beginning)
             while (events := await answer.next()) is not None:
                 if events:
@@ -251,10 +259,27 @@ class EngineClient:
             return data
         raise no_answer(kind, beginning_of(data), self._engine)
 
+    def _is_of_lines(self, response: aiohttp.ClientResponse, beginning: bytes) -> bool:
+        """Tell a stream of lines of JSON from a completion in one document, by its first line.
+
+        Raises:
+            EngineRefusedError: it is an error, whatever follows.
+        """
+        line, end, _ = beginning.partition(b"\n")
+        if not end and response.content.at_eof():
+            return False
+        try:
+            document = decoded(line)
+        except ValueError:
+            return False
+        if words := reported(document):
+            raise self._failed(words)
+        return _is_piece(document)
+
     async def _whole_answer(self, response: aiohttp.ClientResponse, beginning: bytes) -> Event:
         """Return a completion that came as one JSON document, as the only event of a stream."""
         kind = response.headers.get("content-type", "")
-        data = await _read(response, _LONGEST_DOCUMENT, beginning)
+        data = beginning if _is_document(beginning) else await _read(response, _LONGEST_DOCUMENT, beginning)
         try:
             document = _as_chunk(decoded(data))
             if words := reported(document):
@@ -306,9 +331,10 @@ class EngineClient:
             failure = Failure(unreachable(failed, self._engine), connection_is_repeatable(failed, harmless=harmless))
             _forget_frames(failed)
             return failure
-        encoding = response.headers.get("Content-Encoding", "identity")
+        encoding = ", ".join(response.headers.getall("Content-Encoding", []))
+        is_encoded = any(word.strip().lower() not in _NOT_ENCODED for word in encoding.split(","))
         if 200 <= response.status < 300:  # noqa: PLR2004 - HTTP's own
-            if encoding.strip().lower() in {"", "identity"}:
+            if not is_encoded:
                 return response
             response.close()
             return Failure(
@@ -329,6 +355,8 @@ class EngineClient:
         finally:
             response.close()
         headers = {key.lower(): value for key, value in response.headers.items()}
+        if not is_encoded:
+            headers.pop("content-encoding", None)
         repeatable = status_is_repeatable(response.status, headers, harmless=harmless)
         error = refused(response.status, headers, body[:_MOST_OF_REFUSAL], self._engine)
         return Failure(error, repeatable, wish_of(headers))
@@ -398,9 +426,11 @@ class _Answer:
         self._problem: Exception | None = None
         self._is_whole = False  # a finish reason has come: nothing is missing, whatever happens to the connection
         self._has_ended = False
-        self.is_of_lines = "ndjson" in response.headers.get("content-type", "").lower()
+        kind = response.headers.get("content-type", "").lower()
+        self.is_of_lines = any(name in kind for name in _KINDS_OF_LINES)
         """Whether each event is a line of JSON and nothing else, as in Ollama's own protocol."""
         self._index: object = None  # of the choice that counts
+        self._another_ended = False
         self.is_over = False
         """Whether the engine has said all: `[DONE]`, or the usage after a finish reason."""
 
@@ -455,7 +485,8 @@ class _Answer:
         if self.is_of_lines:
             events = [_as_chunk(event) for event in events]
         self._note(events)
-        self.is_over = self.is_over or self._reader.done
+        # Where another choice alone has a finish reason, it may have taken the rest of this one.
+        self.is_over = self.is_over or (self._reader.done and not self._another_ended)
         if not (self._is_whole or self.is_over or self._problem):
             self._problem = BrokenStreamError("the stream ended without a finish reason")
         return events
@@ -477,7 +508,7 @@ class _Answer:
                         continue  # as nearly all
                 choices = self._choices(event)
                 is_usage = not choices and bool(event.get("usage"))
-                if self._is_whole and choices:
+                if self._is_whole and choices and (not self._grace_ends or _adds(choices[0])):
                     self._grace_ends = time.monotonic() + GRACE_S
                 elif self._is_whole and is_usage:
                     self.is_over = True
@@ -492,14 +523,39 @@ class _Answer:
         if choices and (len(choices) > 1 or choices[0].get("index") != self._index):
             if self._index is None:
                 self._index = choices[0].get("index")
+            others = [choice for choice in choices if choice.get("index") not in (None, self._index)]
+            self._another_ended = self._another_ended or any(map(_has_ended, others))
             choices = [choice for choice in choices if choice.get("index") in (None, self._index)][:1]
             event["choices"] = choices
-        if choices and (reason := choices[0].get("finish_reason")) and reason not in NO_REASONS:
+        if choices and _has_ended(choices[0]):
             if error := choices[0].get("error"):
                 event["error"] = event.get("error") or error
             else:
                 self._is_whole = True
         return choices
+
+
+def _has_ended(choice: Any) -> bool:  # noqa: ANN401 - it came over the wire
+    reason = choice.get("finish_reason")
+    return bool(reason) and reason not in NO_REASONS
+
+
+def _adds(choice: Any) -> bool:  # noqa: ANN401
+    """Whether there is something in a choice: some send empty ones as a sign of life."""
+    delta = choice.get("delta") or choice.get("message") or {}
+    return any(value for key, value in delta.items() if key != "role")
+
+
+def _is_piece(document: Any) -> bool:  # noqa: ANN401
+    """Whether more must follow for a completion."""
+    try:
+        return (
+            document.get("object") == "chat.completion.chunk"
+            or document.get("done") is False  # Ollama's
+            or "delta" in document["choices"][0]
+        )
+    except (AttributeError, TypeError, LookupError):
+        return False
 
 
 def _as_chunk(event: Any) -> Any:  # noqa: ANN401 - it came over the wire
@@ -600,8 +656,10 @@ async def _packet(response: aiohttp.ClientResponse, within_s: float | None = Non
         raise BrokenStreamError(cause(error)) from None
 
 
-async def _read(response: aiohttp.ClientResponse, limit: int, beginning: bytes = b"") -> bytes:
-    """Return all of a body.
+async def _read(
+    response: aiohttp.ClientResponse, limit: int, beginning: bytes = b"", *, first_line: bool = False
+) -> bytes:
+    """Return all of a body of JSON, which may be whole without its end; or at least its first line.
 
     Raises:
         BrokenStreamError: it broke off.
@@ -609,12 +667,35 @@ async def _read(response: aiohttp.ClientResponse, limit: int, beginning: bytes =
     """
     packets = [beginning]
     size = len(beginning)
-    while packet := await _packet(response):
+    patience_s: float | None = GRACE_S
+    while not (first_line and b"\n" in packets[-1]):
+        try:
+            async with asyncio.timeout(patience_s):
+                packet = await _packet(response)
+        except TimeoutError:
+            # Looked at in a pause alone, and once: a long one in many packets costs no more than it takes to send it.
+            if _is_document(b"".join(packets)):
+                break
+            patience_s = None
+            continue
+        if not packet:
+            break
+        patience_s = GRACE_S
         packets.append(packet)
         size += len(packet)
         if size > limit:
             raise ValueError(f"more than {limit} bytes")
     return b"".join(packets)
+
+
+def _is_document(data: bytes) -> bool:
+    if not data.rstrip(_BLANK).endswith((b"}", b"]")):
+        return False
+    try:
+        decoded(data)
+    except ValueError:
+        return False
+    return True
 
 
 async def _ended(response: aiohttp.ClientResponse) -> None:
