@@ -65,6 +65,9 @@ def test_a_key_is_never_shown() -> None:
         ("http://e:8000/v1", "http://e:8000/v1"),
         ("https://e/models/v1/", "https://e/models/v1"),
         ("https://e/api", "https://e/api/v1"),
+        ("http://e:8000/v1/chat/completions", "http://e:8000/v1"),
+        ("http://e:8000/v1/models/", "http://e:8000/v1"),
+        ("http://e:8000/V1/", "http://e:8000/V1"),
         ("http://[::1]:8000", "http://[::1]:8000/v1"),
     ],
 )
@@ -153,6 +156,7 @@ def test_the_bridges_own_names_come_first() -> None:
 
 
 def test_nothing_set_means_the_engine_of_this_host() -> None:
+    assert config.from_environment({"MODEL_NAME": "m\r"}).engines[0].name == "m"
     assert config.from_environment({"MODEL_NAME": ""}).engines == (config.Engine(None, "http://127.0.0.1:8000/v1"),)
 
 

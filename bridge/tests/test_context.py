@@ -21,6 +21,12 @@ VLLM = (
     "This model's maximum context length is {limit} tokens. However, you requested {asked} output tokens and your "
     "prompt contains {given} input tokens, for a total of {total} tokens."
 )
+# It counts no further than it takes to see that there is no room.
+COUNTS_LITTLE = (
+    "This model's maximum context length is {limit} tokens. However, you requested {asked} output tokens and your "
+    "prompt contains at least {least} input tokens, for a total of at least {more} tokens. Please reduce the length of "
+    "the input prompt or the number of requested output tokens."
+)
 SILENT = "The request is too long: max_tokens."
 
 
@@ -43,7 +49,14 @@ class Strict(FakeEngine):
         if given + wanted <= self._limit:
             connection.sendall(self.reply)
             return
-        words = self._words.format(limit=self._limit, asked=wanted, given=given, total=given + wanted)
+        words = self._words.format(
+            limit=self._limit,
+            asked=wanted,
+            given=given,
+            total=given + wanted,
+            least=self._limit - wanted + 1,
+            more=self._limit + 1,
+        )
         body = json.dumps({"error": {"message": words, "type": "BadRequestError", "code": 400}})
         connection.sendall(answer("400 Bad Request", "application/json", body))
 
@@ -229,7 +242,7 @@ async def test_a_refusal_without_numbers_has_the_list_asked(words: str) -> None:
         (2048, "chat", "message", 200),
     ],
 )
-@pytest.mark.parametrize("words", [VLLM, SILENT])
+@pytest.mark.parametrize("words", [VLLM, COUNTS_LITTLE, SILENT])
 async def test_an_answer_gets_the_room_that_there_is(
     limit: int, tool: str, argument: str, size: int, words: str
 ) -> None:

@@ -18,6 +18,7 @@ from tests.services import (
     PROGRAM,
     FakeEngine,
     ScriptedEngine,
+    delta,
     events,
     piece,
     stdio,
@@ -95,6 +96,23 @@ async def test_a_model_runs_a_tool_and_goes_on(tmp_path: Path) -> None:
         },
         {"role": "tool", "tool_call_id": "call0", "content": "helped"},
     ]
+
+
+@pytest.mark.parametrize("field", ["reasoning_content", "reasoning"])
+async def test_the_thoughts_that_led_to_a_call_go_back_with_it(tmp_path: Path, field: str) -> None:
+    """DeepSeek and Kimi refuse what comes without them."""
+    script = (
+        events(delta(**{field: "I need "}), delta(**{field: "help."}), *calling("helper", '{"q": "x"}'), END_OF_CALLS),
+        events(piece("helped", "stop")),
+        events(piece("the answer", "stop")),
+    )
+    folder = tools_folder(tmp_path, HELPER, AGENT)
+    with scripted(*script) as (url, requests):
+        async with stdio(LOCAL_API_URL=url, MODEL_NAME="m", LOCAL_LLM_TOOLS_DIR=folder) as client:
+            result = await client.call_tool("agent", {"q": "question"})
+    assert texts_of(result)[0] == "the answer"
+    assert "I need help." not in str(result)
+    assert requests[-1]["messages"][1][field] == "I need help."
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,8 @@ CHAT = Call("chat", {"message": "hi"})
         ("hm\n<channel|>42", "hm\n", "42"),
         ("<|START_THINKING|>hm<|END_THINKING|><|START_TEXT|>42<|END_TEXT|>", "hm", "42"),
         ("<|begin_of_thought|>hm<|end_of_thought|><|begin_of_solution|>42", "hm", "42"),
+        ("<think>hm</think><response>42</response>", "hm", "42"),
+        ("<think>hm</think>\n<|begin_of_box|>42<|end_of_box|>", "hm", "42"),
         ("<think>\nhm\n</think>\n<answer>\n42\n</answer>", "\nhm\n", "42"),
         # gpt-oss, Granite.
         ("<|channel|>analysis<|message|>hm", "hm", ""),
@@ -255,6 +257,14 @@ async def test_thoughts_that_the_engine_keeps_to_itself_are_named_by_its_count()
     (result,) = await asked(CHAT, reply=events(delta("length", content=""), last))
     (text,) = wire_texts(result)
     assert "spent 500 tokens on thinking" in text
+
+
+async def test_thoughts_count_where_the_engine_counts_nothing() -> None:
+    reply = events(*[delta(reasoning="step ")] * 40, delta("length"), usage(0, 0))
+    (result,) = await asked(CHAT, reply=reply)
+    text, thoughts = wire_texts(result)
+    assert "spent 40 tokens on thinking" in text
+    assert thoughts.startswith("[The model's thinking")
 
 
 async def test_a_cut_answer_says_how_much_of_it_was_thinking() -> None:

@@ -78,6 +78,8 @@ class Completion:
     thinking_tokens: int = 0
     """About how many of the tokens were thoughts."""
     thoughts: str = ""
+    thoughts_field: str = ""
+    """The field that they came in; empty: in the text."""
     remedy: str = ""
     """What makes room for a longer answer."""
 
@@ -103,6 +105,7 @@ class Answer:
         self.calls = ToolCalls()
         self._text = StringIO()
         self._thoughts = StringIO()
+        self._thoughts_field = ""
         self._usage: Any = None
         self._in_messages = False
         self._context_is_full = False
@@ -162,7 +165,7 @@ class Answer:
             remedy = f"send less, or give {model} a longer context: it is full"
         usage = self._usage if isinstance(self._usage, dict) else {}
         written = _count(usage.get("completion_tokens"))
-        tokens = self.tokens if written is None else written
+        tokens = written or self.tokens  # some say that all of it was none
         details = usage.get("completion_tokens_details")
         thinking = (
             _thinking(details, tokens, thoughts, len(text.strip()) + self.calls.size) if thoughts or details else 0
@@ -178,6 +181,7 @@ class Answer:
             first_token_s=self.first_token_s,
             thinking_tokens=thinking,
             thoughts=thoughts,
+            thoughts_field=self._thoughts_field,
             remedy=remedy,
         )
 
@@ -220,8 +224,9 @@ class Answer:
 
     def _add_more(self, delta: dict[str, Any]) -> None:
         """Take in all but the content."""
-        if thoughts := next(filter(None, map(delta.get, _THOUGHT_FIELDS)), None):
-            self._add_parts(thoughts, thoughts=True)
+        if field := next(filter(delta.get, _THOUGHT_FIELDS), None):
+            self._thoughts_field = field
+            self._add_parts(delta[field], thoughts=True)
         if refusal := delta.get("refusal"):
             self._add_parts(refusal, thoughts=False)
         if calls := delta.get("tool_calls"):

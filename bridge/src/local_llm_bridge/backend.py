@@ -340,7 +340,7 @@ async def _gather(client: EngineClient, engine: Engine, request: Request, body: 
 
 
 def _checked(completion: Completion, request: Request) -> Completion:
-    """Return a completion that has an answer, or calls that somebody runs; nobody asks for its thoughts any more.
+    """Return a completion that has an answer, or calls that somebody runs; only with these its thoughts are of use.
 
     Raises:
         EngineAnswerError: it has neither.
@@ -348,7 +348,8 @@ def _checked(completion: Completion, request: Request) -> Completion:
     if completion.text.strip() or (completion.tool_calls and request.tools and completion.finish_reason != OVERLONG):
         if completion.finish_reason == "tool_calls" and not request.tools:
             completion = replace(completion, finish_reason=CALLS_LEFT)
-        return replace(completion, thoughts="") if completion.thoughts else completion
+        is_over = not (completion.tool_calls and request.tools)
+        return replace(completion, thoughts="") if completion.thoughts and is_over else completion
     if completion.finish_reason == OVERLONG:
         raise failures.endless(completion)
     if completion.tool_calls:
@@ -357,7 +358,7 @@ def _checked(completion: Completion, request: Request) -> Completion:
 
 
 def _is_worth_keeping(completion: Completion) -> bool:
-    length = len(completion.text) + sum(len(call.written) for call in completion.tool_calls)
+    length = len(completion.text) + len(completion.thoughts) + sum(len(call.written) for call in completion.tool_calls)
     return completion.whole and length <= _LONGEST_KEPT
 
 

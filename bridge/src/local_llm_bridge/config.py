@@ -137,8 +137,9 @@ def _http_url(value: str) -> str:
         raise ValueError(
             f"found {value!r:.200}, in which the host is no name: a part of it is empty or too long"
         ) from None
-    path = parts.path.rstrip("/")
-    if not re.search(r"/v\d+$", path):
+    # What people copy is often the address of one of its services.
+    path = re.sub(r"(/chat/completions|/completions|/models)?/*$", "", parts.path)
+    if not re.search(r"/v\d+$", path, re.IGNORECASE):
         path += "/v1"
     return urlunsplit((parts.scheme, parts.netloc, path, "", ""))
 
@@ -438,6 +439,7 @@ def from_environment(environment: Mapping[str, str]) -> Settings:
     except ValueError as error:
         raise ConfigError(f"{url_name}: {error}") from None
     model_name, model = first("MODEL_NAME", "OPENAI_MODEL")
+    model = (model or "").strip() or None
     try:
         _check_utf8(model or "")
     except ValueError as error:
@@ -453,7 +455,15 @@ def from_environment(environment: Mapping[str, str]) -> Settings:
     max_retries = _number("OPENAI_MAX_RETRIES", first("OPENAI_MAX_RETRIES")[1], 0, 10, "repetitions")
     max_tokens = _number("LOCAL_LLM_MAX_TOKENS", first("LOCAL_LLM_MAX_TOKENS")[1], 1, MOST_TOKENS, "tokens")
     return Settings(
-        engines=(Engine(name=model, url=url, api_key=key, max_tokens=max_tokens, proxy=proxy.for_url(url)),),
+        engines=(
+            Engine(
+                name=(model or "").strip() or None,
+                url=url,
+                api_key=key,
+                max_tokens=max_tokens,
+                proxy=proxy.for_url(url),
+            ),
+        ),
         timeout_s=DEFAULT_TIMEOUT_S if timeout_ms is None else timeout_ms / 1000,
         max_retries=DEFAULT_MAX_RETRIES if max_retries is None else max_retries,
         tools_dir=Path(tools_dir) if tools_dir else None,

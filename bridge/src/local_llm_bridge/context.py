@@ -50,6 +50,8 @@ _ANSWER = (
     rf"{_CAP}{_WORDS}(?:less than or equal to|at most|no more than|limit of|<=?)\W+{_NUMBER}",
     rf"{_CAP}integer above maximum value\. Expected a value <= {_NUMBER}",
 )
+# vLLM counts a prompt no further than it takes to refuse it, which says nothing of how long it is.
+_AT_LEAST = re.compile(r"at least [\d,_]+", re.IGNORECASE)
 _ABOUT = re.compile(
     r"context|max_\w*tokens|max_(?:model|seq)_len|session_len|too (?:long|large|many)|longer than"
     r"|\b(?:input|prompt|sequence|token|request)s?\b.{0,40}(?:length|limit|exceed|maximum|supports|less than)",
@@ -92,7 +94,9 @@ def read_refusal(text: str, asked: int) -> Refusal:
         asked: the `max_tokens` of the request.
     """
     cap = _first(_ANSWER, text)
-    context, given, total = (_first(patterns, text) for patterns in (_CONTEXT, _INPUT, _TOTAL))
+    context = _first(_CONTEXT, text)
+    counted = _AT_LEAST.sub("", text)
+    given, total = _first(_INPUT, counted), _first(_TOTAL, counted)
     if parts := re.findall(_PARTS, text, re.IGNORECASE):
         given = sum(int(re.sub(r"\D", "", part)) for part in parts)
     if context is not None and given is None and total is not None:

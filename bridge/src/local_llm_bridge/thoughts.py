@@ -42,6 +42,8 @@ _IN_CLOSING = ("</", "[/", "◁/", "|>")
 # What may stand around the answer that follows thoughts.
 _AROUND = (
     ("<answer>", "</answer>"),
+    ("<response>", "</response>"),  # Granite, ERNIE
+    ("<|begin_of_box|>", "<|end_of_box|>"),  # GLM
     ("<|START_RESPONSE|>", "<|END_RESPONSE|>"),
     ("<|START_TEXT|>", "<|END_TEXT|>"),
     ("<|begin_of_solution|>", "<|end_of_solution|>"),

@@ -302,7 +302,7 @@ def test_guesses_get_nowhere_and_are_seen(guessed_at: Host, records: Records) ->
     assert found[401] <= 1
     assert Door(ip).post(question("ping")).status == 200
     seen = [record["guesses"] for record in records(host, since) if record["developer"] == "-"]
-    assert max(seen) > 1_800
+    assert max(seen) > 1_000  # of so many, one in a hundred is recorded
     assert len(seen) < 400  # nor do they fill the journal
     assert "guessed-token" not in host.check_output("journalctl --namespace='*' --boot")
 

@@ -25,6 +25,8 @@ MODEL_ARGUMENTS: dict[str, Any] = {
 }
 """Arguments of every tool that asks a model."""
 _QUOTED = 2000
+# DeepSeek and Kimi refuse calls in a conversation without the thoughts that led to them.
+_GIVEN_BACK = ("reasoning_content", "reasoning")
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,10 @@ async def _converse(context: Context, request: Request, granted: dict[str, Tool]
         # Whoever has begun goes on: the rounds are one conversation with one model.
         request = replace(request, model=completion.model)
         calls = [call.as_history() for call in completion.tool_calls]
-        messages.append({"role": "assistant", "content": completion.text, "tool_calls": calls})
+        message: dict[str, Any] = {"role": "assistant", "content": completion.text, "tool_calls": calls}
+        if completion.thoughts_field in _GIVEN_BACK:
+            message[completion.thoughts_field] = completion.thoughts
+        messages.append(message)
         for call in completion.tool_calls:
             text = await _call(context, granted, call)
             messages.append({"role": "tool", "tool_call_id": call.id, "content": text})
