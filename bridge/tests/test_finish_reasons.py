@@ -16,7 +16,10 @@ CHAT = Call("chat", {"message": "hi"})
 CALL = {"index": 0, "id": "a", "type": "function", "function": {"name": "search", "arguments": "{}"}}
 
 
-@pytest.mark.parametrize("reason", ["stop", "eos", "STOP", "eos_token", "end_turn", "stop_sequence", "stop-token"])
+@pytest.mark.parametrize(
+    "reason",
+    ["stop", "eos", "STOP", "eos_token", "end_turn", "stop_sequence", "stop-token", "done", "FinishReason.STOP"],
+)
 async def test_a_whole_answer_has_no_note_and_is_kept(reason: str) -> None:
     engine = FakeEngine(events(piece("whole"), delta(reason)))
     first, second = await asked(CHAT, CHAT, reply=engine)

@@ -109,6 +109,8 @@ A, B = ("a", "f", {"x": 1}), ("b", "f", {"x": 2})
         # other shapes
         ([part('{"x": 1}', index=0, id="a")], [A]),
         ([[{"id": "a", "name": "f", "arguments": {"x": 1}}]], [A]),
+        ([[{"id": "a", "name": "f", "parameters": {"x": 1}}]], [A]),
+        ([[{"id": "a", "name": "f", "input": {"x": 1}}]], [A]),
         ([{"name": "f", "arguments": '{"x"'}, {"arguments": ": 1}"}], [("call_0", "f", {"x": 1})]),
         ([[None, part('{"x": 1}', index=0, id="a"), {}]], [A]),
         ([[rest("", index=0)]], []),

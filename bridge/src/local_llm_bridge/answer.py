@@ -34,7 +34,10 @@ NO_REASONS = ("null", "NULL", "none", "None")
 _CONTEXT_FULL = ("model_context_window_exceeded", "context_length_exceeded", "context_length", "context_window")
 # What vLLM, SGLang, llama.cpp, TGI, and the clouds behind a LiteLLM say.
 _REASONS = {
-    "stop": ("stop", "eos", "eos_token", "stop_sequence", "stop_token", "end_turn", "end", "complete", "completed"),
+    "stop": (
+        *("stop", "eos", "eos_token", "stop_sequence", "stop_token", "stop_str", "end_turn", "end_of_turn", "end"),
+        *("complete", "completed", "done", "finished"),
+    ),
     "tool_calls": ("tool_calls", "tool_call", "tool_use", "function_call", "function_calls"),
     "length": (
         *("length", "max_tokens", "max_output_tokens", "max_completion_tokens", "max_length", "model_length"),
@@ -207,6 +210,7 @@ class Answer:
         """Take note of a finish reason. Whoever stands before an engine may say "stop" after its own."""
         if self.finish_reason in {None, "stop", "tool_calls"}:
             word = reason.strip().lower().replace("-", "_") if isinstance(reason, str) else ""
+            word = word.removeprefix("finishreason.")  # an enumeration of Python's, as text
             self.finish_reason = _REASON_OF.get(word) or _unknown(reason)
             self._context_is_full = word in _CONTEXT_FULL
 

@@ -19,6 +19,7 @@ MOST_CALLS = 64
 """Most calls of one answer."""
 _MOST_LOOKS = 100
 _LONGEST_NAME = 64
+_ARGUMENTS = ("arguments", "parameters", "input")  # OpenAI's name, Llama's, Anthropic's
 # What engines leave around a name: Kimi's `functions.f:0`, and the tags of gpt-oss.
 _NAME = re.compile(r"(?:functions?[.:])?(.+?)(?::\d+)?(?:<\|.*)?", re.DOTALL)
 
@@ -137,7 +138,8 @@ class ToolCalls:
 
     def _add(self, part: dict[str, Any], here: list[_Growing]) -> _Growing:
         function = part.get("function") or part
-        name, given = function.get("name"), function.get("arguments")
+        name = function.get("name")
+        given = next((value for value in map(function.get, _ARGUMENTS) if value is not None), None)
         name = name if isinstance(name, str) else ""
         text = given if isinstance(given, str) else "" if given is None else to_json(given).decode()
         ident, index = part.get("id"), part.get("index")
