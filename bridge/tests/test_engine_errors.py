@@ -64,6 +64,7 @@ def of_json(status: str, body: object, *headers: str) -> bytes:
     return b"\r\n".join([head, *(header.encode() for header in headers)]) + b"\r\n\r\n" + text
 
 
+# Whether the last four are errors, only the status tells.
 SHAPES: list[tuple[object, str]] = [
     ({"error": {"message": "out of memory", "type": "server_error", "code": 7}}, "out of memory"),
     ({"error": "out of memory"}, "out of memory"),
@@ -85,6 +86,30 @@ SHAPES: list[tuple[object, str]] = [
         "too long (n_prompt_tokens=1407, n_ctx=256)",
     ),
     ({"title": "Bad", "detail": "out of memory"}, "out of memory"),
+    ({"error": "Bad Request", "message": ["out of memory"], "statusCode": 400}, "Bad Request: out of memory"),
+    ({"Error": "out of memory"}, "out of memory"),
+    ({"Message": "out of memory"}, "out of memory"),
+    ({"errorMessage": "out of memory"}, "out of memory"),
+    ({"errors": {"max_tokens": ["must be at most 5"]}}, '{"max_tokens": ["must be at most 5"]}'),
+    ({"errors": {"max_tokens": ["must be at most 5"]}, "title": "Bad"}, '{"max_tokens": ["must be at most 5"]}'),
+    ({"fault": {"faultstring": "out of memory", "detail": {"errorcode": "x"}}}, "out of memory"),
+    ({"error_code": 17, "error_msg": "out of memory"}, "out of memory"),
+    ({"errcode": 4, "errmsg": "out of memory"}, "out of memory"),
+    ({"choices": None, "base_resp": {"status_code": 1027, "status_msg": "out of memory"}}, "out of memory"),
+    ({"status": "fail", "data": {"message": "out of memory"}}, "out of memory"),
+    ({"code": "Throttling.RateQuota", "message": "out of memory", "request_id": "x"}, "out of memory"),
+    ({"code": 1261, "msg": "out of memory"}, "out of memory"),
+    ({"success": False, "msg": "out of memory"}, "out of memory"),
+    ({"error": {"message": {"text": "out of memory"}}}, "out of memory"),
+    ({"error": {"type": "bad", "description": "out of memory"}}, "out of memory"),
+    (
+        {"error": {"message": "Provider returned error", "metadata": {"raw": '{"error": {"message": "too long"}}'}}},
+        "Provider returned error: too long",
+    ),
+    ({"error": {"message": "no", "metadata": {"raw": {"message": "too long"}}}}, "no: too long"),
+    ({"code": 500, "why": "out of memory"}, '{"code": 500, "why": "out of memory"}'),
+    ({"description": "out of memory"}, "out of memory"),
+    ({"max_tokens": ["must be at most 5"], "x": "é"}, '{"max_tokens": ["must be at most 5"], "x": "é"}'),
     ("out of memory", "out of memory"),
     (["out of memory"], "out of memory"),
 ]
@@ -96,9 +121,16 @@ async def test_the_words_of_a_refusal_are_passed_on(body: object, words: str) ->
     assert f"failed (HTTP 500: {words})." in await told(of_json("500 Internal Server Error", body))
 
 
-@pytest.mark.parametrize("body", [{}, [], None, 7.5, {"error": {}}, {"error": None}, {"x": "y"}, {"detail": [1e999]}])
+@pytest.mark.parametrize("body", [{}, [], None, ""])
 async def test_a_refusal_without_words_has_none(body: object) -> None:
     assert "refused the request (HTTP 400)." in await told(of_json("400 Bad Request", body))
+
+
+@pytest.mark.parametrize("body", [7.5, {"error": {}}, {"x": f"no {KEY}"}, {"x": ["long " * 99]}, {"detail": [1e999]}])
+async def test_a_refusal_whose_words_are_nowhere_known_is_quoted(body: object) -> None:
+    shown = json.dumps(body).replace(f"{KEY}", "[key]").replace('[key]"}', "[key]")
+    shown = f"{shown[:299]}…" if len(shown) > 300 else shown
+    assert f"refused the request (HTTP 400: {shown})." in await told(of_json("400 Bad Request", body))
 
 
 @pytest.mark.parametrize(
@@ -123,14 +155,14 @@ async def test_what_is_not_json_is_cut_to_a_line(kind: str, body: str, words: st
     assert "\n" not in text
 
 
-@pytest.mark.parametrize(("body", "words"), SHAPES[:-2])
+@pytest.mark.parametrize(("body", "words"), SHAPES[:-4])
 async def test_an_error_with_status_200_is_one(body: object, words: str) -> None:
     assert f" failed: {words}" in await told(of_json("200 OK", body))
     head, *_ = events().partition(b"\r\n\r\n")
     assert f" failed: {words}" in await told(head + b"\r\n\r\n" + json.dumps(body).encode())
 
 
-@pytest.mark.parametrize(("body", "words"), SHAPES[:-2])
+@pytest.mark.parametrize(("body", "words"), SHAPES[:-4])
 async def test_an_error_in_the_middle_of_a_stream_is_one(body: object, words: str) -> None:
     text = await told(events(piece("half"), body))
     assert f"({words})" in text
@@ -138,7 +170,14 @@ async def test_an_error_in_the_middle_of_a_stream_is_one(body: object, words: st
     assert f" failed: {words}" in await told(events(body))
 
 
-@pytest.mark.parametrize("line", ["event: error\ndata: out of memory", 'error: {"message": "out of memory"}'])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "event: error\ndata: out of memory",
+        'error: {"message": "out of memory"}',
+        'data: error: {"message": "out of memory"}',
+    ],
+)
 async def test_an_error_with_a_name_of_its_own_is_one(line: str) -> None:
     assert " failed: out of memory" in await told(events(done=False) + line.encode() + b"\n\n")
 
@@ -151,12 +190,38 @@ async def test_an_error_beside_a_finish_reason_is_one() -> None:
 
 
 @pytest.mark.parametrize(
-    "event", [{"object": "ping"}, {"type": "progress", "message": "at 40 %"}, {"choices": [], "usage": {"x": 1}}]
+    "event",
+    [
+        {"object": "ping"},
+        {"type": "progress", "message": "at 40 %"},
+        {"type": "progress", "code": "loading", "message": "at 40 %"},
+        {"choices": [], "usage": {"x": 1}},
+        {"code": 0, "message": "started"},
+        {"code": 102, "message": "started"},
+        {"code": ["x"], "message": "started"},
+        {"code": "0", "message": "started"},
+        {"code": 200, "status": 200, "message": "started"},
+        {"code": None, "message": "started", "id": "x"},
+        {"code": "Success", "status": "ok", "message": "started"},
+        {"code": 10000, "message": "Success"},
+        {"status": "queued", "message": "at 40 %"},
+        {"error_code": 0, "error_msg": "ready"},
+        {"errcode": 0, "errmsg": "ok"},
+        {"errors": [], "detail": None, "errorMessage": ""},
+        {"base_resp": {"status_code": 0, "status_msg": "success"}},
+    ],
 )
-async def test_an_event_that_only_informs_is_no_error(event: object) -> None:
-    with FakeEngine(events({"choices": [], **event} if isinstance(event, dict) else event)).running() as url:
+async def test_an_event_that_only_informs_is_no_error(event: dict[str, object]) -> None:
+    assert "without a finish reason" in await told(events({"choices": [], **event}))
+    with FakeEngine(events(event, {**event, **piece("hello", "stop")})).running() as url:
         result = await ask(url)
-    assert "without a finish reason" in result["content"][0]["text"]
+    assert result["content"][0]["text"] == "hello"
+
+
+async def test_an_event_with_a_choice_is_no_error() -> None:
+    with FakeEngine(events({"error_code": 7, "error_msg": "no", **piece("hello", "stop")})).running() as url:
+        result = await ask(url)
+    assert result["content"][0]["text"] == "hello"
 
 
 async def test_a_page_in_the_place_of_an_answer_is_quoted() -> None:

@@ -60,6 +60,9 @@ BEYOND = {
     "[DONE] with blanks": PLAIN.replace(b"[DONE]", b"[DONE] \t"),
     "[DONE] alone": PLAIN.replace(DONE, b"[DONE]\n\nrubbish"),
     "[DONE] alone and no line end": PLAIN.replace(DONE, b"[DONE]"),
+    "words that keep a connection open": PLAIN.replace(
+        b"data: ", b'data: ping\n\ndata: Keep-Alive\n\ndata: "heartbeat"\n\ndata: : here\n\ndata:[PONG]\ndata: '
+    ),
     "null": PLAIN.replace(b"data: ", b"data: null\n\ndata: "),
 }
 
@@ -128,6 +131,11 @@ async def test_an_error_in_the_stream_is_the_openai_clients_too() -> None:
         (b"event: Error \ndata: out of memory\n\n", "out of memory"),
         (b"data: out of memory\n\n", "out of memory"),
         (b"data: Error: out of memory\n\ndata: [DONE]\n\n", "Error: out of memory"),
+        (b'data: error: {"message": "out of memory"}\n\n', {"message": "out of memory"}),
+        (b'data: Error: {"error": "out of memory"}\n\n', "out of memory"),
+        (b"data: error: {'message': 'out of memory'}\n\n", "{'message': 'out of memory'}"),
+        (b"event: error\ndata: ping\n\n", "ping"),
+        (b"data: ping failed\n\n", "ping failed"),
         (b"data: [ERROR] out of memory\n\n", "[ERROR] out of memory"),
         (b'error: {"message": "out of memory"}\n\n', {"message": "out of memory"}),
         (b'{"error": "out of memory"}\n', "out of memory"),

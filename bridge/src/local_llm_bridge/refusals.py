@@ -1,11 +1,13 @@
 """What an engine said instead of an answer, as an error that its reader can act on.
 
 Engines and what stands before them put their words in many places: `error` as a text or an object, `detail`, `message`,
-a page of HTML, a plain line. They are passed on as one line, cut, and without the bridge's key.
+a page of HTML, a plain line. They are passed on as one line, cut, and without the bridge's key. JSON in which they are
+nowhere that is known is passed on as it is.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from typing import TYPE_CHECKING, Any
@@ -40,8 +42,15 @@ _TLS_HINTS = {
 }
 _KEY_HINT = "The key is set by models[].api_key_file (serve) or OPENAI_API_KEY_FILE (stdio)."
 _READ = 4096  # the part of a refusal's text that is looked at, in characters
-_PLACES = ("error", "detail", "details", "message", "msg", "errors", "error_description", "reason", "title")
-_LAST_PLACES = (*_PLACES, "type", "code")
+# Names are in small letters and without what stands between their words: ErrorMessage is error_message.
+_OWN_WORDS = ("errormsg", "errormessage", "errmsg", "fault", "faultstring")  # only an error has them
+_PLACES = (
+    *("error", "faultstring", "detail", "details", "message", "msg", "errormsg", "errormessage", "errmsg", "statusmsg"),
+    *("errors", "errordescription", "fault", "baseresp", "description", "reason", "title", "data"),
+)
+_LAST_PLACES = (*_PLACES, "text", "type", "code")
+_FAILED = re.compile(r".*error.*|fail(?:ed|ure)?", re.DOTALL | re.IGNORECASE)
+_FINE = re.compile(r"(?:0*|2\d\d|ok|none|null|succe\w*)[\s.!]*", re.IGNORECASE)
 _RESULTS = ("choices", "usage", "data")
 _DEEPEST = 5
 _LONGEST_NUMBER = 10**18
@@ -64,7 +73,7 @@ def words_of(body: bytes) -> str:
 
             text = html.unescape(_NOT_SEEN.sub(" ", text))
         return _line(text)
-    return _said(document, _PLACES)
+    return _said(document, _PLACES) or ("" if document in (None, "", {}, []) else _as_json(document))
 
 
 def beginning_of(body: bytes) -> str:
@@ -77,10 +86,12 @@ def reported(document: Any) -> str:  # noqa: ANN401 - it came over the wire
     if not isinstance(document, dict):
         return ""
     if error := document.get("error"):
-        return _said(document, _PLACES) or _line(to_json(error, fallback=repr).decode(errors="replace"))
+        return _said(document, _PLACES) or _as_json(error)
     if error in ("", {}, []) and document.keys().isdisjoint(_RESULTS):
         return "an error, without a word of what it is"
-    return "" if document.get("choices") or not _is_error(document) else _said(document, _PLACES)
+    if document.get("choices") or not _is_error(document):
+        return ""
+    return _said(document, _PLACES) or _as_json(document)
 
 
 def without_key(text: str, key: str | None) -> str:
@@ -192,14 +203,45 @@ def cause(error: BaseException) -> str:
 
 def _is_error(document: Mapping[str, Any]) -> bool:
     """Tell an error that is not in `error` from an event that only informs."""
-    if "detail" in document or "errors" in document or set(document) == {"message"}:
+    fields = _fields(document)
+    named = any(fields.get(name) for name in ("error", "detail", "errors"))
+    if named or set(fields) == {"message"} or fields.get("success") is False:
         return True
-    kinds = [document.get("object"), document.get("type")]
-    codes = [document.get("code"), document.get("status")]
-    return any(isinstance(kind, str) and "error" in kind.lower() for kind in kinds) or any(
-        isinstance(code, int) and 400 <= code < 600  # noqa: PLR2004 - HTTP's
-        for code in codes
-    )
+    kinds = [fields.get("object"), fields.get("type"), fields.get("status")]
+    if any(isinstance(kind, str) and _FAILED.fullmatch(kind) for kind in kinds):
+        return True
+    statuses = [fields.get("code"), fields.get("status"), fields.get("statuscode")]
+    if any(isinstance(status, int) and 400 <= status < 600 for status in statuses):  # noqa: PLR2004 - HTTP's
+        return True
+    own_codes = [fields.get("errorcode"), fields.get("errcode"), _fields(fields.get("baseresp")).get("statuscode")]
+    if any(code is not None for code in own_codes):
+        return not all(map(_is_fine, own_codes))
+    # What has a type, but none of an error, informs: {"type": "progress", "code": "loading", "message": "at 40 %"}.
+    code, words = fields.get("code"), fields.get("message") or fields.get("msg")
+    is_text = isinstance(words, str) and not _is_fine(words) and fields.keys().isdisjoint(("object", "type"))
+    is_bad = not _is_fine(code) and (isinstance(code, str) or (isinstance(code, int) and not 0 < code < 400))  # noqa: PLR2004
+    return (is_text and is_bad) or not all(_is_fine(fields.get(name)) for name in _OWN_WORDS)
+
+
+def _is_fine(code: Any) -> bool:  # noqa: ANN401
+    """Whether a code, or the words beside it, stand for success or say nothing."""
+    match code:
+        case str():
+            return _FINE.fullmatch(code.strip()) is not None
+        case int():
+            return code == 0 or 200 <= code < 300  # noqa: PLR2004 - HTTP's
+    return not (code and isinstance(code, dict | list))
+
+
+def _fields(value: Any) -> dict[str, Any]:  # noqa: ANN401
+    """Return what an object of JSON holds, however its names are written, without what is null."""
+    if not isinstance(value, dict):
+        return {}
+    return {
+        name.replace("_", "").replace("-", "").lower(): item
+        for name, item in reversed(value.items())
+        if item is not None
+    }
 
 
 def _said(value: Any, places: tuple[str, ...], depth: int = 0) -> str:  # noqa: ANN401
@@ -213,11 +255,37 @@ def _said(value: Any, places: tuple[str, ...], depth: int = 0) -> str:  # noqa: 
         case list() if depth < _DEEPEST:
             words = "; ".join(filter(None, (_said(item, _LAST_PLACES, depth + 1) for item in value[:3])))
         case dict() if depth < _DEEPEST:
-            found = (_said(value.get(place), _LAST_PLACES, depth + 1) for place in places)
-            words = next(filter(None, found), "")
+            fields = _fields(value)
+            found = filter(None, (_at(place, fields, depth + 1) for place in places if place in fields))
+            words = next(found, "")
+            # An `error` that is a text may be no more than its kind: {"error": "Bad Request", "message": "too long"}.
+            if type(fields.get("error")) in {str, int} and (more := next(found, words)) != words:
+                words = f"{words}: {more}"
             if words:
-                words = _field(value.get("loc")) + words + _numbers(value)
+                source = _source(fields.get("metadata"), words, depth)
+                words = _field(value.get("loc")) + words + _numbers(value) + source
     return _line(words)
+
+
+def _at(place: str, fields: Mapping[str, Any], depth: int) -> str:
+    """Return the first words in a place; `errors` may have them by the names of what is wrong."""
+    value = fields[place]
+    return _said(value, _LAST_PLACES, depth) or (_as_json(value) if value and place == "errors" else "")
+
+
+def _as_json(value: Any) -> str:  # noqa: ANN401
+    """Return the beginning of a value as JSON."""
+    try:
+        return _line(json.dumps(value, ensure_ascii=False))
+    except ValueError:  # a number of thousands of digits
+        return _line(to_json(value, fallback=repr).decode(errors="replace"))
+
+
+def _source(metadata: Any, words: str, depth: int) -> str:  # noqa: ANN401
+    """Return the words of the service behind OpenRouter, whose own say no more than that it failed."""
+    raw = _fields(metadata).get("raw")
+    said = words_of(raw.encode()) if isinstance(raw, str) else _said(raw, _LAST_PLACES, depth + 1)
+    return f": {said}" if said and said not in words else ""
 
 
 def _field(place: Any) -> str:  # noqa: ANN401

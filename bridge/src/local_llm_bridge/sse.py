@@ -30,6 +30,9 @@ _BLANK_LINES = re.compile(rb"([\r\n])\1{2,}")
 _BOM = b"\xef\xbb\xbf"
 # How an error begins that came as plain text.
 _WORDS = re.compile(rb"\[?[A-Za-z]+\b(?!:\s*[{\[])")
+_ERROR = re.compile(rb"error:\s*(?=[{\[])", re.IGNORECASE)
+# What only keeps a connection open, although it is no comment.
+_ALIVE = re.compile(rb"""\s*["'\[(]*(?:ping|pong|keep[-_ ]?alive|heart[-_ ]?beat)["'\])]*\s*|\s*:.*""", re.IGNORECASE)
 # All lone surrogates but those that stand for a byte that is not UTF-8.
 _NO_CHARACTER = re.compile("[\ud800-\udc7f\udd00-\udfff]")
 
@@ -130,7 +133,8 @@ class EventReader:
                 # Some engines leave out the blank line between events.
                 if len(self._data) == 1 and self._data[0].endswith(b"}") and _is_json(self._data[0]):
                     self._end_event(events)
-                self._add(value)
+                if self._data or self._kind == b"error" or not _ALIVE.fullmatch(value):
+                    self._add(value)
             case b"event":
                 self._kind = value.strip().lower()
             case b"[DONE]":
@@ -158,6 +162,8 @@ class EventReader:
         if data.strip(b'"').upper() == _DONE:
             self.done = not self.broken
             return
+        if found := _ERROR.match(data):
+            kind, data = b"error", data[found.end() :]
         try:
             event = self._decoded(data)
         except (ValueError, RecursionError):
