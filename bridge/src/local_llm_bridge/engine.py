@@ -507,12 +507,11 @@ class _Answer:
                     if choice.get("index") == self._index and not choice.get("finish_reason"):
                         continue  # as nearly all
                 choices = self._choices(event)
-                is_usage = not choices and bool(event.get("usage"))
-                if self._is_whole and choices and (not self._grace_ends or _adds(choices[0])):
+                if choices and self._is_whole and (not self._grace_ends or _adds(choices[0])):
                     self._grace_ends = time.monotonic() + GRACE_S
-                elif self._is_whole and is_usage:
+                elif not choices and self._is_whole and event.get("usage"):
                     self.is_over = True
-                if ("error" in event or not (choices or is_usage)) and (words := reported(event)):
+                if ("error" in event or not choices) and (words := reported(event)):
                     events[number] = {"error": {"message": without_key(words, self._key)}}
             except (AttributeError, TypeError, LookupError):
                 continue  # whoever makes sense of the events says what is wrong with this one
