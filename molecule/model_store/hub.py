@@ -77,7 +77,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
         for at in range(start, end, CHUNK):
             self.wfile.write(data[at : min(at + CHUNK, end)])
             if repository == "tiny/slow":
-                time.sleep(0.2)
+                time.sleep(0.5)
         self.close_connection = True
 
     def log_message(self, *_: object) -> None:
