@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-PATIENCE = 300  # seconds: a test is not the place to find a machine slow
+PATIENCE = 900  # seconds: a test is not the place to find a machine slow
 
 
 def until(condition: Callable[[], object], seconds: float = PATIENCE) -> None:
@@ -13,7 +13,7 @@ def until(condition: Callable[[], object], seconds: float = PATIENCE) -> None:
 
     Args:
         condition: What is asked, at first five times a second, after ten seconds once; true is the end of it.
-        seconds: How long; less than five minutes where something would come by itself that must not be taken for it.
+        seconds: How long; less than that where something would come by itself that must not be taken for it.
 
     Raises:
         AssertionError: It has not become so in that time.
