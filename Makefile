@@ -13,7 +13,7 @@ export MOLECULE_COMMAND_BORDERS := 0
 # So many run at a time. They wait more than they compute, so there is one more than CI has cores.
 LANES ?= 3
 # The longest first.
-SCENARIOS := vllm fleet
+SCENARIOS := vllm fleet nvidia_driver hardening gateway
 SCENARIOS += $(filter-out $(SCENARIOS),$(notdir $(patsubst %/molecule.yml,%,$(wildcard molecule/*/molecule.yml))))
 UNIT := unit-bridge unit-roles
 FAILED := .cache/failed
