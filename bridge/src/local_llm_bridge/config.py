@@ -455,15 +455,7 @@ def from_environment(environment: Mapping[str, str]) -> Settings:
     max_retries = _number("OPENAI_MAX_RETRIES", first("OPENAI_MAX_RETRIES")[1], 0, 10, "repetitions")
     max_tokens = _number("LOCAL_LLM_MAX_TOKENS", first("LOCAL_LLM_MAX_TOKENS")[1], 1, MOST_TOKENS, "tokens")
     return Settings(
-        engines=(
-            Engine(
-                name=(model or "").strip() or None,
-                url=url,
-                api_key=key,
-                max_tokens=max_tokens,
-                proxy=proxy.for_url(url),
-            ),
-        ),
+        engines=(Engine(name=model, url=url, api_key=key, max_tokens=max_tokens, proxy=proxy.for_url(url)),),
         timeout_s=DEFAULT_TIMEOUT_S if timeout_ms is None else timeout_ms / 1000,
         max_retries=DEFAULT_MAX_RETRIES if max_retries is None else max_retries,
         tools_dir=Path(tools_dir) if tools_dir else None,

@@ -86,7 +86,7 @@ def reported(document: Any) -> str:  # noqa: ANN401 - it came over the wire
     if not isinstance(document, dict):
         return ""
     if error := document.get("error"):
-        return _said(document, _PLACES) or _as_json(error)
+        return _said(document, _PLACES) or _compact(error)
     if error in ("", {}, []) and document.keys().isdisjoint(_RESULTS):
         return "an error, without a word of what it is"
     if document.get("choices") or not _is_error(document):
@@ -278,7 +278,11 @@ def _as_json(value: Any) -> str:  # noqa: ANN401
     try:
         return _line(json.dumps(value, ensure_ascii=False))
     except ValueError:  # a number of thousands of digits
-        return _line(to_json(value, fallback=repr).decode(errors="replace"))
+        return _compact(value)
+
+
+def _compact(value: Any) -> str:  # noqa: ANN401
+    return _line(to_json(value, fallback=repr).decode(errors="replace"))
 
 
 def _source(metadata: Any, words: str, depth: int) -> str:  # noqa: ANN401
