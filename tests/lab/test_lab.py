@@ -68,6 +68,18 @@ def test_guests_find_each_other_by_their_inventory_names(guest: str, peer: str) 
     assert " 0% packet loss" in in_guest(guest, f"ping -c 1 -W 5 {peer}")
 
 
+def test_a_new_network_knows_nothing_of_guests_whose_podman_was_killed() -> None:
+    network, names = f"{NETWORK}-again", "/run/containers/networks/aardvark-dns"
+    leave = f"printf '10.255.0.1\n%064d 10.255.0.2 {network}\n' 1 >/names/{network}"
+    podman("run", "--rm", "--privileged", f"--volume={names}:/names", "localhost/lab-debian12", "sh", "-c", leave)
+    podman("network", "create", network)
+    try:
+        ask = ["--network", network, "--network-alias=itself", "localhost/lab-debian12", "getent", "hosts", "itself"]
+        assert "itself" in podman("run", "--rm", "--privileged", *ask)
+    finally:
+        podman("network", "rm", "--force", network)
+
+
 def test_a_stopped_guest_starts_again_with_what_was_on_it_and_units_get_their_credentials() -> None:
     in_guest("debian13", "touch /root/kept")
     podman("stop", "--time=5", f"{NETWORK}-debian13")

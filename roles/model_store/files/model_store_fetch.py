@@ -112,7 +112,7 @@ def attempt(file: File, token: str | None) -> None:
                     "check repository, revision and size"
                 )
             with file.path.open("ab" if resumed else "wb") as target:
-                while chunk := response.read(CHUNK):
+                while chunk := response.read1(CHUNK):  # what has come is kept, however the connection ends
                     target.write(chunk)
                     if target.tell() > file.size:
                         raise FetchError(f"{file.url}: the hub sends more than the {file.size} bytes of the manifest")
