@@ -160,7 +160,8 @@ python3-venv:
 .venv/done: requirements.txt
 	@echo "Installing Ansible and its tools into .venv, about a minute"
 	python3 -m venv --clear .venv
-	.venv/bin/pip install --quiet --only-binary=:all: --require-hashes -r requirements.txt
+	@# Python compiles what is imported, a tenth of it all, when it is imported first.
+	.venv/bin/pip install --quiet --no-compile --only-binary=:all: --require-hashes -r requirements.txt
 	touch $@
 
 bridge/.venv/done: bridge/requirements.txt bridge/requirements-test.txt
