@@ -122,8 +122,7 @@ class Log:
         self._write(_json({"time": now, "source": "bridge", **who, **entry}))
 
 
-def _json(value: object) -> str:
-    return json.dumps(value, separators=(",", ":"), allow_nan=False)
+_json = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
 
 def token_count(value: object) -> int | None:

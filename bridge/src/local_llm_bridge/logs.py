@@ -6,8 +6,22 @@ import logging
 import os
 import select
 import sys
+import time
 
 _PRIORITIES = {logging.CRITICAL: 2, logging.ERROR: 3, logging.WARNING: 4, logging.INFO: 6, logging.DEBUG: 7}
+
+
+class _Formatter(logging.Formatter):
+    """Writes the time as logging does, and asks for the time zone once a second."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(message)s")
+        self._second, self._shown = 0, ""
+
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: ARG002, N802
+        if (second := int(record.created)) != self._second:
+            self._second, self._shown = second, time.strftime(self.default_time_format, time.localtime(second))
+        return f"{self._shown},{int(record.msecs):03d}"
 
 
 class _JournalFormatter(logging.Formatter):
@@ -59,6 +73,6 @@ def configure(*, waits: bool = True) -> None:
     if os.environ.get("JOURNAL_STREAM"):
         handler.setFormatter(_JournalFormatter("%(message)s"))
     else:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        handler.setFormatter(_Formatter())
     logging.basicConfig(handlers=[handler], level=logging.ERROR)
     logging.getLogger("local_llm_bridge").setLevel(logging.INFO)

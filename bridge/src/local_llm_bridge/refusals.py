@@ -52,6 +52,7 @@ _LAST_PLACES = (*_PLACES, "text", "type", "code")
 _FAILED = re.compile(r".*error.*|fail(?:ed|ure)?", re.DOTALL | re.IGNORECASE)
 _FINE = re.compile(r"(?:0*|2\d\d|ok|none|null|succe\w*)[\s.!]*", re.IGNORECASE)
 _RESULTS = ("choices", "usage", "data")
+_OF_A_CHUNK = frozenset(("id", "object", "created", "model", "choices", "usage", "system_fingerprint", "service_tier"))
 _DEEPEST = 5
 _LONGEST_NUMBER = 10**18
 _NOT_SEEN = re.compile(r"<!--.*?-->|<(script|style)\b.*?</\1>|<[^<>]*>", re.DOTALL | re.IGNORECASE)
@@ -203,6 +204,8 @@ def cause(error: BaseException) -> str:
 
 def _is_error(document: Mapping[str, Any]) -> bool:
     """Tell an error that is not in `error` from an event that only informs."""
+    if document.get("object") == "chat.completion.chunk" and document.keys() <= _OF_A_CHUNK:
+        return False  # as nearly all
     fields = _fields(document)
     named = any(fields.get(name) for name in ("error", "detail", "errors"))
     if named or set(fields) == {"message"} or fields.get("success") is False:
