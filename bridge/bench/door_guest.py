@@ -6,16 +6,15 @@ prints Results as JSON. With the argument `engine` it is the stand-in engine ins
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 import socket
-import socketserver
 import ssl
 import statistics
 import subprocess
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -62,28 +61,35 @@ class Results(TypedDict):
     versions: dict[str, str]
 
 
-class Engine(socketserver.StreamRequestHandler):
-    """A stand-in for an engine: reads whatever it is sent, and answers at once with the same text."""
+class Engine(asyncio.Protocol):
+    """A stand-in for an engine: reads whatever it is sent, and answers at once with the same text.
 
-    disable_nagle_algorithm = True
+    One thread serves all, as in real engines: a thread for each connection would take longer to start than the answer.
+    """
 
-    def handle(self) -> None:
-        """Answer the requests of one connection."""
-        with suppress(ConnectionResetError):  # so the door ends a check of its health
-            while self.rfile.readline():
-                size = 0
-                while (line := self.rfile.readline().lower()) > b"\r\n":
-                    if line.startswith(b"content-length:"):
-                        size = int(line.partition(b":")[2])
-                self.rfile.read(size)
-                self.wfile.write(_ANSWER)
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin to read."""
+        assert isinstance(transport, asyncio.Transport)
+        self._transport, self._data = transport, b""
+
+    def data_received(self, data: bytes) -> None:
+        """Answer each request that is whole."""
+        self._data += data
+        while True:
+            head, end, rest = self._data.partition(b"\r\n\r\n")
+            length = head.lower().partition(b"content-length:")[2].split()
+            size = int(length[0]) if length else 0
+            if not end or len(rest) < size:
+                return
+            self._data = rest[size:]
+            self._transport.write(_ANSWER)
 
 
-class Server(socketserver.ThreadingTCPServer):
-    """Runs the stand-in engine."""
-
-    allow_reuse_address = True
-    daemon_threads = True
+async def serve() -> None:
+    """Run the stand-in engine."""
+    server = await asyncio.get_running_loop().create_server(Engine, LOCAL, STAND_IN)
+    print("ready", flush=True)
+    await server.serve_forever()
 
 
 class Way:
@@ -209,9 +215,7 @@ def versions() -> dict[str, str]:
 def main() -> None:
     """Run it."""
     if sys.argv[1:] == ["engine"]:
-        with Server((LOCAL, STAND_IN), Engine) as server:
-            print("ready", flush=True)
-            server.serve_forever()
+        asyncio.run(serve())
     with subprocess.Popen([sys.executable, __file__, "engine"], stdout=subprocess.PIPE) as engine:
         try:
             assert engine.stdout is not None
