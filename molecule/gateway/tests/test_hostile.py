@@ -310,12 +310,15 @@ def test_silence_from_another_address_costs_nothing(guest: Guest) -> None:
 
 
 def test_silence_from_the_same_address_ends_in_seconds(guest: Guest) -> None:
-    """Who is connected notices nothing, and who comes new gets in as soon as the silent ones are hung up on."""
+    """Who is connected notices nothing, and who comes new gets in as soon as the silent ones are hung up on.
+
+    4,096 of them once took all the places there were.
+    """
     host = guest("debian12")
     ip = address(host)
     old = Door(ip)
     assert old.ask("GET", "/v1/models").status == 200
-    argv = ["python3", str(SCENARIO / "files/attack.py"), ip, "4000", "silent"]
+    argv = ["python3", str(SCENARIO / "files/attack.py"), ip, "4200", "silent"]
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
         process.stdout.readline()
