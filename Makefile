@@ -160,7 +160,7 @@ python3-venv:
 .venv/done: requirements.txt
 	@echo "Installing Ansible and its tools into .venv, about a minute"
 	python3 -m venv --clear .venv
-	@# Python compiles what is imported, a tenth of it all, when it is imported first.
+	@# Python compiles what is imported, some 700 of 18,700 files, when it is imported first.
 	.venv/bin/pip install --quiet --no-compile --only-binary=:all: --require-hashes -r requirements.txt
 	touch $@
 
