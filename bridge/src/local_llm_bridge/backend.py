@@ -32,6 +32,7 @@ from local_llm_bridge.limits import Slots
 from local_llm_bridge.router import Choice, Router, same_name
 from local_llm_bridge.texts import printable
 from local_llm_bridge.tool_calls import TooManyCallsError
+from local_llm_bridge.unsupported import RENAMED, unsupported_fields
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -101,6 +102,10 @@ class _Body(NamedTuple):
 
     json: bytes
     max_tokens: int
+    unsupported: frozenset[str]
+    """Fields that the engine has refused."""
+    is_shortened: bool
+    """Whether it has refused a longer answer."""
 
 
 class Backend:
@@ -250,14 +255,15 @@ class Backend:
         answer.started = time.monotonic()
         try:
             client = self._clients.get(engine.name) or self._clients[None]
-            try:
-                await _gather(client, engine, request, body, answer)
-            except EngineRefusedError as error:
-                room = await self._room_after(client, engine, request, body.max_tokens, str(error))
-                if room is None:
-                    raise
-                body = _body(engine, request, room)
-                await _gather(client, engine, request, body, answer)
+            while True:
+                try:
+                    await _gather(client, engine, request, body, answer)
+                    break
+                except EngineRefusedError as error:
+                    other = await self._other_body(client, engine, request, body, str(error))
+                    if other is None:
+                        raise
+                    body = other
             remedy = _more_room(engine, request, body.max_tokens)
             completion = answer.completion(engine.name or "", choice.reason, remedy)
             return _checked(completion, request)
@@ -283,13 +289,22 @@ class Backend:
             )
         return min(wanted, length - tokens)
 
-    async def _room_after(
-        self, client: EngineClient, engine: Engine, request: Request, asked: int, said: str
-    ) -> int | None:
-        """Return how long an answer can be that the engine refused for its length; None: it cannot be any.
+    async def _other_body(
+        self, client: EngineClient, engine: Engine, request: Request, body: _Body, said: str
+    ) -> _Body | None:
+        """Return the request as an engine may take it that has refused it; None: it would not.
 
         What is read from its words holds for this call alone: they may repeat the question's, which is somebody's.
         """
+        if more := unsupported_fields(said) - body.unsupported:
+            return _body(engine, request, body.max_tokens, body.unsupported | more, is_shortened=body.is_shortened)
+        room = None if body.is_shortened else await self._room_after(client, engine, request, body.max_tokens, said)
+        return None if room is None else _body(engine, request, room, body.unsupported, is_shortened=True)
+
+    async def _room_after(
+        self, client: EngineClient, engine: Engine, request: Request, asked: int, said: str
+    ) -> int | None:
+        """Return how long an answer can be that the engine refused for its length; None: it cannot be any."""
         if not context.is_about_length(said):
             return None
         refusal = context.read_refusal(said, asked)
@@ -375,7 +390,14 @@ def _more_room(engine: Engine, request: Request, limit: int) -> str:
     return "raise max_tokens of the model (models[].max_tokens, or LOCAL_LLM_MAX_TOKENS over stdio)"
 
 
-def _body(engine: Engine, request: Request, max_tokens: int) -> _Body:
+def _body(
+    engine: Engine,
+    request: Request,
+    max_tokens: int,
+    unsupported: frozenset[str] = frozenset(),
+    *,
+    is_shortened: bool = False,
+) -> _Body:
     """Return the request as the engine gets it."""
     body: dict[str, Any] = {
         "model": engine.name,
@@ -387,7 +409,11 @@ def _body(engine: Engine, request: Request, max_tokens: int) -> _Body:
     }
     if request.tools:
         body["tools"] = list(request.tools)
-    return _Body(to_json(body), max_tokens)
+    for field in unsupported:
+        value = body.pop(field)
+        if field in RENAMED:
+            body[RENAMED[field]] = value
+    return _Body(to_json(body), max_tokens, unsupported, is_shortened)
 
 
 def _names(engines: Sequence[Engine]) -> str:
