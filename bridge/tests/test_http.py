@@ -180,6 +180,7 @@ def raw(bridge: Bridge, data: bytes) -> bytes:
 
 
 PING = b'{"jsonrpc": "2.0", "id": 1, "method": "ping"}'
+INITIALIZE = b'"initialize", "params": {"protocolVersion": "2025-11-25", "capabilities": {}'
 START = "".join(f"{name}: {value}\r\n" for name, value in HEADERS.items()).encode() + b"Connection: close\r\n"
 LENGTH = b"Content-Length: %d\r\n" % len(PING)
 CHUNKED = b"Transfer-Encoding: chunked\r\n"
@@ -380,6 +381,8 @@ def test_bodies_that_are_no_messages_are_the_callers_fault(bridge: Bridge, body:
         (PING.replace(b"ping", b"initialize"), 1, "protocolVersion is missing; wanted params such as"),
         (PING.replace(b"ping", b'initialize", "params": {"protocolVersion": "1", "capabilities": []}, "x": "'), 1,
          "capabilities is a list"),
+        (PING.replace(b'"ping"', INITIALIZE + b', "clientInfo": {"name": "x"}}'), 1, "clientInfo.version is missing"),
+        (PING.replace(b'"ping"', INITIALIZE + b', "clientInfo": {"name": 5}}'), 1, "clientInfo.name is 5"),
         (PING.replace(b"ping", b'tools/call", "params": {"name": "chat", "arguments": []}, "x": "'), 1, "a list"),
         (PING.replace(b"ping", b'x", "params": {"x": ' + b"[" * 300 + b"]" * 300 + b'},"":"'), 1, "deeper than 255"),
     ],

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import codecs
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic_core import PydanticSerializationError, to_json
 
 from local_llm_bridge.errors import BadMessageError, RefusedRequestError
 from local_llm_bridge.tools.readings import as_object, is_whole
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 VERSION_KEY = "io.modelcontextprotocol/protocolVersion"
 """What in `_meta` says the version of a request that stands for itself, without a handshake."""
@@ -30,6 +33,7 @@ _REQUIRED: dict[str, dict[str, type]] = {
     "initialize": {"protocolVersion": str, "capabilities": dict, "clientInfo": dict},
     "tools/call": {"name": str},
 }
+_REQUIRED_OF_CLIENT: dict[str, type] = {"name": str, "version": str}
 _PARAMS = {
     "initialize": '{"protocolVersion":"2025-11-25","capabilities":{},"clientInfo":{"name":"me","version":"1"}}',
     "tools/call": '{"name":"chat","arguments":{"message":"hello"}}',
@@ -116,11 +120,9 @@ def _check_params(method: object, params: dict[str, Any], request_id: str | int)
     meta = params.get("_meta")
     if method == "initialize" and isinstance(meta, dict) and VERSION_KEY in meta:
         return  # the version that this names has no such method, which is what there is to say
-    found = ""
-    for name, kind in _REQUIRED.get(str(method), {}).items():
-        if not isinstance(params.get(name), kind):
-            found = f"{name} is {_shown(params[name])}" if name in params else f"{name} is missing"
-            break
+    found = _wrong(params, _REQUIRED.get(str(method), {}))
+    if method == "initialize" and not found:
+        found = _wrong(params["clientInfo"], _REQUIRED_OF_CLIENT, "clientInfo.")
     if method == "tools/call" and not found and as_object(params.get("arguments")) is None:
         found = f"arguments is {_shown(params['arguments'])}"
     if not found:
@@ -128,6 +130,14 @@ def _check_params(method: object, params: dict[str, Any], request_id: str | int)
     raise BadMessageError(
         _INVALID_PARAMS, f"Invalid params: {found}; wanted params such as {_PARAMS[str(method)]}.", request_id
     )
+
+
+def _wrong(params: dict[str, Any], required: Mapping[str, type], where: str = "") -> str:
+    """Return which of the required parameters is missing or of another type; empty: none."""
+    for name, kind in required.items():
+        if not isinstance(params.get(name), kind):
+            return f"{where}{name} is {_shown(params[name])}" if name in params else f"{where}{name} is missing"
+    return ""
 
 
 def _shown(value: object) -> str:
