@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import threading
-from typing import Any
+import time
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from local_llm_bridge.calls import Call
-from tests.services import FakeEngine, asked, delta, events, piece, usage, wire_texts
+from local_llm_bridge.engine import GRACE_S
+from tests.services import FakeEngine, asked, delta, events, piece, request_of, usage, wire_texts
+
+if TYPE_CHECKING:
+    import socket
 
 pytestmark = pytest.mark.anyio
 
@@ -200,6 +205,42 @@ async def test_done_is_an_end() -> None:
 async def test_what_comes_after_the_end_changes_nothing(broken: object) -> None:
     (result,) = await asked(CHAT, reply=events(piece("whole", "stop"), broken, done=False))
     assert wire_texts(result) == ["whole"]
+
+
+class Slow(FakeEngine):
+    """Sends an answer's events one after the other, with pauses in which it might have ended."""
+
+    def _handle(self, connection: socket.socket) -> None:
+        self.requests.append(request_of(connection))
+        head, _, body = self.reply.partition(b"\r\n\r\n")
+        connection.sendall(head + b"\r\n\r\n")
+        for event in body.split(b"\n\n"):
+            connection.sendall(event + b"\n\n")
+            time.sleep(1.2 * GRACE_S)
+
+
+@pytest.mark.parametrize("done", [True, False])
+@pytest.mark.parametrize("field", ["content", "reasoning_content"])
+async def test_a_finish_reason_in_each_piece_ends_nothing(field: str, *, done: bool) -> None:
+    engine = Slow(
+        events(delta("stop", **{field: "first "}), piece("second ", "stop"), piece("third", "stop"), done=done)
+    )
+    (result,) = await asked(CHAT, reply=engine)
+    assert wire_texts(result) == ["first second third" if field == "content" else "second third"]
+
+
+async def test_an_error_after_pieces_with_a_finish_reason_each_is_told() -> None:
+    reply = events(piece("a ", "stop"), piece("half", "stop"), {"error": {"message": "out of memory"}})
+    (result,) = await asked(CHAT, reply=reply)
+    assert "out of memory" in wire_texts(result)[0]
+    assert wire_texts(result)[0].endswith("a half")
+
+
+async def test_pieces_with_a_finish_reason_each_may_break_off() -> None:
+    body = events(piece("a ", "stop"), piece("half", "stop"), done=False).partition(b"\r\n\r\n")[2]
+    head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+    (result,) = await asked(CHAT, reply=head + b"%x\r\n%b\r\n" % (len(body), body))
+    assert "stopped in the middle of its answer" in wire_texts(result)[0]
 
 
 @pytest.mark.parametrize(

@@ -111,6 +111,7 @@ class Answer:
         self._thoughts_field = ""
         self._usage: Any = None
         self._in_messages = False
+        self._goes_on = False  # each piece has a finish reason
         self._context_is_full = False
 
     def add(self, event: Any) -> None:  # noqa: ANN401 - it came over the wire
@@ -135,7 +136,7 @@ class Answer:
             self._add_event(event)
 
     def _add_event(self, event: dict[str, Any]) -> None:
-        if (error := event.get("error")) and self.finish_reason is None:
+        if (error := event.get("error")) and (self.finish_reason is None or self._goes_on):
             raise ReportedError(str(error.get("message") if isinstance(error, dict) else error))
         if usage := event.get("usage"):
             self._usage = usage
@@ -190,6 +191,7 @@ class Answer:
 
     def _add_choice(self, choice: dict[str, Any]) -> None:
         if (reason := choice.get("finish_reason")) and reason not in NO_REASONS:
+            self._goes_on = self.finish_reason is not None
             self._end(reason)
         if not (delta := choice.get("delta")):
             if message := choice.get("message"):

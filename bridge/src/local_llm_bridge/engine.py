@@ -51,6 +51,8 @@ LONGEST_ANSWER = 2**25
 LONGEST_LISTING = 2**21
 GRACE_S = 1.0
 """How long after its last word an answer waits for its usage, and its connection for its end, in seconds."""
+_DOUBT_S = 10.0
+"""The same of an answer whose first piece has a finish reason: some have one in each, and mean nothing by it."""
 _MOST_OF_REFUSAL = 2**16
 _REFUSAL_TIMEOUT_S = 5.0
 _LONGEST_DOCUMENT = 2**22  # a completion that is no stream
@@ -425,6 +427,8 @@ class _Answer:
         self._grace_ends = 0.0
         self._problem: Exception | None = None
         self._is_whole = False  # a finish reason has come: nothing is missing, whatever happens to the connection
+        self._has_begun = False  # something has come without a finish reason
+        self._goes_on = False  # each piece has a finish reason
         self._has_ended = False
         kind = response.headers.get("content-type", "").lower()
         self.is_of_lines = any(name in kind for name in _KINDS_OF_LINES)
@@ -445,7 +449,7 @@ class _Answer:
             BrokenStreamError: it broke off, or is too long.
             ValueError: something in it is no event.
         """
-        if self._problem and not (self._is_whole or self.is_over):
+        if self._problem and (self._goes_on or not self._is_whole) and not self.is_over:
             problem, self._problem, self._has_ended = self._problem, None, True
             try:
                 raise problem
@@ -493,7 +497,7 @@ class _Answer:
 
     def _patience_s(self) -> float | None:
         """Return how long to wait for the next packet, in seconds; None: as long as it takes."""
-        if not self._is_whole:
+        if not self._is_whole or self._goes_on:
             return None
         ends = self._grace_ends if self._deadline is None else min(self._grace_ends, self._deadline - _MARGIN_S)
         return max(ends - time.monotonic(), 0)
@@ -505,10 +509,17 @@ class _Answer:
                 if choices and not self._is_whole and len(choices) == 1 and "error" not in event:
                     choice = choices[0]
                     if choice.get("index") == self._index and not choice.get("finish_reason"):
+                        self._has_begun = self._has_begun or _adds(choice)
                         continue  # as nearly all
+                was_whole = self._is_whole
                 choices = self._choices(event)
-                if choices and self._is_whole and (not self._grace_ends or _adds(choices[0])):
-                    self._grace_ends = time.monotonic() + GRACE_S
+                adds = bool(choices) and _adds(choices[0])
+                if adds and not self._is_whole:
+                    self._has_begun = True
+                elif adds and was_whole and not self._has_begun:
+                    self._goes_on = True
+                if choices and self._is_whole and (adds or not self._grace_ends):
+                    self._grace_ends = time.monotonic() + (GRACE_S if self._has_begun or not adds else _DOUBT_S)
                 elif not choices and self._is_whole and event.get("usage"):
                     self.is_over = True
                 if ("error" in event or not choices) and (words := reported(event)):
