@@ -544,3 +544,21 @@ async def test_after_a_finish_reason_nothing_can_spoil_an_answer(rest: bytes) ->
     with FakeEngine(reply).running() as url:
         result = await ask(url)
     assert result["content"] == [{"type": "text", "text": "hello"}]
+
+
+async def test_a_whole_completion_of_which_a_proxy_says_that_it_is_longer_is_one() -> None:
+    completion = {"choices": [{"index": 0, "message": {"content": "hello"}, "finish_reason": "stop"}]}
+    head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 99999\r\n\r\n"
+    whole = json.dumps(completion).encode()
+    with FakeEngine(head + whole).running() as url:
+        result = await ask(url)
+    assert result["content"] == [{"type": "text", "text": "hello"}]
+    assert "stopped in the middle" in await told(head + whole[:-1])
+
+
+async def test_an_event_that_is_not_json_is_shown_with_what_came_before_it() -> None:
+    glued = b'data: {"id": "1", "chdata: {"id": "2", "key": "%b"}\n\n' % KEY.encode()
+    text = await told(events(piece("half"), done=False) + glued)
+    assert 'stopped in the middle of its answer (an event that is not JSON: {"id": "1", "chdata: ' in text
+    assert text.endswith("half")
+    assert "Is this an OpenAI-compatible server?" in await told(events(done=False) + glued)

@@ -343,8 +343,10 @@ async def _gather(client: EngineClient, engine: Engine, request: Request, body: 
         raise failures.reported(engine, str(error), answer) from None
     except TooManyCallsError:
         raise failures.too_many_calls(engine) from None
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError):
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
         if answer.finish_reason is None:  # what comes after the end is of no interest
+            if answer.tokens and isinstance(error, ValueError):
+                raise failures.interrupted(engine, str(error), answer) from None
             raise failures.no_completion(engine, answer) from None
     except BrokenStreamError as error:
         raise failures.interrupted(engine, str(error), answer) from None

@@ -14,12 +14,15 @@ from typing import Any
 
 from pydantic_core import from_json  # a third of the time that json takes, once for every token
 
+from local_llm_bridge.texts import printable
+
 LONGEST_EVENT = 2**20
 """Longest event that is read, in bytes: enough for a tool call that writes a large file."""
 
 Event = dict[str, Any]
 """One event of a chat completion's stream."""
 
+_QUOTED = 100  # bytes of an event that cannot be read
 _DONE = b"[DONE]"
 _PLAIN_START = b"data: {"
 _PLAIN_DONE = b"data: [DONE]"
@@ -140,7 +143,8 @@ class EventReader:
             case b"[DONE]":
                 self._end_event(events)
                 self.done = not self.broken
-            case b"error":  # an error as llama.cpp once sent it
+            # an error as llama.cpp once sent it; NVIDIA Dynamo has its words in a comment
+            case b"error" | b"" if name or (self._kind == b"error" and not self._data):
                 self._kind = b"error"
                 self._add(value)
             case _ if line.startswith(b"{") and _is_json(line):  # an error as some proxies put it into a stream
@@ -168,7 +172,9 @@ class EventReader:
             event = self._decoded(data)
         except (ValueError, RecursionError):
             if kind != b"error" and not _WORDS.match(data):
-                self.broken = self.broken or "an event that is not JSON"
+                self.broken = (
+                    self.broken or f"an event that is not JSON: {printable(data[:_QUOTED].decode(errors='replace'))}"
+                )
                 if last != [data] and _is_json(last[0]):  # the error of a proxy that cut an event off, in one with it
                     self._data = last
                     self._end_event(events)
@@ -188,7 +194,7 @@ class EventReader:
             except ValueError:
                 pass
         # An engine that sends a token at a time may cut a character in two, of which neither is valid JSON.
-        return self._with_halves(json.loads(data.decode(errors="surrogateescape")))
+        return self._with_halves(_loosely(data))
 
     def _with_halves(self, event: Any) -> Any:  # noqa: ANN401
         """Put the first half of a character before its second one, and keep one at the end for the next event."""
@@ -216,16 +222,24 @@ def decoded(data: bytes) -> Any:  # noqa: ANN401 - it came over the wire
     except ValueError:
         pass
     try:
-        return _scrubbed(json.loads(data.decode(errors="surrogateescape")))
+        return _scrubbed(_loosely(data))
     except RecursionError:
         raise ValueError("nested too deeply") from None
+
+
+def _loosely(data: bytes) -> Any:  # noqa: ANN401
+    """Return what some JSON says in whose texts there may be bytes that are not UTF-8, and control characters."""
+    return json.loads(data.decode(errors="surrogateescape"), strict=False)
 
 
 def _is_json(data: bytes) -> bool:
     try:
         from_json(data)
     except ValueError:
-        return False
+        try:
+            _loosely(data)
+        except (ValueError, RecursionError):
+            return False
     return True
 
 
