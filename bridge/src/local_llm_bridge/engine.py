@@ -12,7 +12,6 @@ import gc
 import itertools
 import select
 import time
-from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -661,11 +660,11 @@ async def _packet(response: aiohttp.ClientResponse, within_s: float | None = Non
     try:
         if within_s is None:
             return await response.content.readany()
-        with suppress(TimeoutError):
-            async with asyncio.timeout(within_s):
-                return await response.content.readany()
-        return b""
+        async with asyncio.timeout(within_s):
+            return await response.content.readany()
     except (aiohttp.ClientError, OSError) as error:
+        if within_s is not None and isinstance(error, TimeoutError):
+            return b""
         raise BrokenStreamError(cause(error)) from None
 
 
