@@ -1,7 +1,7 @@
 """A stand-in for Hugging Face and ModelScope, because the real hubs cannot be reached from a test.
 
 It has their URLs and their ways: a download is redirected to a CDN under another name, which serves ranges. What it
-adds is trouble: one repository is cut off again and again, one is gated, one serves damaged files, one is slow.
+adds is trouble: one repository is cut off again and again, one is gated, one serves damaged files, one pauses.
 Every request is logged with what a test wants to know of it.
 """
 
@@ -19,6 +19,7 @@ from urllib.parse import parse_qs, urlsplit
 CUT = 1_500_000  # bytes after which a connection is cut
 CHUNK = 100_000  # bytes
 FILE = Path("/srv/hub/qwen2-tiny.gguf")
+GO_ON = Path("/srv/hub/go-on")  # ends the pause
 LOG = Path("/srv/hub/requests.jsonl")
 
 
@@ -76,7 +77,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
         end = min(len(data), start + CUT) if repository == "tiny/cut" else len(data)
         for at in range(start, end, CHUNK):
             self.wfile.write(data[at : min(at + CHUNK, end)])
-            if repository == "tiny/slow":
+            while repository == "tiny/pausing" and at > end / 2 and not GO_ON.exists():
                 time.sleep(0.5)
         self.close_connection = True
 

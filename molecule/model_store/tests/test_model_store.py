@@ -101,15 +101,15 @@ def test_a_damaged_file_is_brought_in_again(guest: Callable[..., Host]) -> None:
 def test_a_download_goes_on_when_ansible_is_gone(guest: Callable[..., Host]) -> None:
     one = guest("debian13")
     model = {
-        "name": "slow",
+        "name": "pausing",
         "source": "huggingface",
-        "repository": "tiny/slow",
+        "repository": "tiny/pausing",
         "revision": "0123456789abcdef0123456789abcdef01234567",
         "files": MANIFEST,
     }
     args = ["--limit=debian13", f"--extra-vars={json.dumps({'model_store_models': [model]})}"]
-    partial = one.file(f"{STORE}/.partial/slow.{FILE['sha256']}")
-    final = one.file(f"{STORE}/slow/{FILE['path']}")
+    partial = one.file(f"{STORE}/.partial/pausing.{FILE['sha256']}")
+    final = one.file(f"{STORE}/pausing/{FILE['path']}")
 
     first = play("converge.yml", *args)
     assert first.stdout
@@ -119,6 +119,7 @@ def test_a_download_goes_on_when_ansible_is_gone(guest: Callable[..., Host]) -> 
     os.killpg(first.pid, signal.SIGKILL)
     assert 0 < partial.size < FILE["size"]
 
+    one.check_output("touch /srv/hub/go-on")
     until(lambda: partial.size == FILE["size"])
     assert not final.exists  # nobody has verified it yet
     asked = len(requests(one))
