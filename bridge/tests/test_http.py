@@ -398,6 +398,34 @@ def test_what_is_wrong_with_a_message_is_told_as_json_rpc_has_it(
     assert len(text) < 500
 
 
+LONG = "\U0001f600" + "p" * 255
+CALL = {"name": "chat", "arguments": {"message": "ping"}}
+
+
+@pytest.mark.parametrize("extra", ["", "p"])
+@pytest.mark.parametrize("method", ["ping", "tools/call", "tools/dance"])
+def test_an_id_has_256_characters_at_most(bridge: Bridge, method: str, extra: str) -> None:
+    message = {"jsonrpc": "2.0", "id": LONG + extra, "method": method, "params": CALL if method == "tools/call" else {}}
+    status, text, _ = bridge.http("/mcp", method="POST", headers=HEADERS, data=json.dumps(message).encode())
+    reply = json.loads(text.removeprefix("event: message\r\ndata: "))
+    assert reply["id"] == (None if extra else LONG)
+    if extra:
+        assert (status, reply["error"]["code"]) == (400, -32600)
+        assert reply["error"]["message"] == "Invalid request: the id has 257 characters, at most 256 are taken."
+
+
+@pytest.mark.parametrize("name", ["chat", "no such tool"])
+def test_a_progress_token_has_256_characters_at_most(bridge: Bridge, name: str) -> None:
+    for token, is_taken in ((LONG, True), (LONG + "p", False)):
+        params = {**CALL, "name": name, "_meta": {"progressToken": token}}
+        message = {"jsonrpc": "2.0", "id": 3, "method": "tools/call", "params": params}
+        status, text, _ = bridge.http("/mcp", method="POST", headers=HEADERS, data=json.dumps(message).encode())
+        assert (status == 200) == is_taken
+        if not is_taken:
+            error = json.loads(text)["error"]
+            assert error["message"] == "Invalid request: the progressToken has 257 characters, at most 256 are taken."
+
+
 def test_a_notification_may_say_that_it_has_no_id(bridge: Bridge) -> None:
     body = PING.replace(b"1,", b"null,").replace(b"ping", b"notifications/initialized")
     assert bridge.http("/mcp", method="POST", headers=HEADERS, data=body)[0] == 202
