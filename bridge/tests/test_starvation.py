@@ -367,6 +367,48 @@ def test_wrong_tokens_cost_nobody_anything(bridge: Bridge) -> None:
     assert sent(bridge, request("ping", "{}")) == 200
 
 
+ANSWERS = 20
+LARGE_ANSWER = FakeEngine(events(piece("\1" * 40_000), piece("", "stop")))
+"""240 kB of JSON. Twenty of them are more than the kernel keeps for a connection."""
+
+
+def pipelined(bridge: Bridge, window: int) -> socket.socket:
+    """Ask for large answers on one connection, of which the client's kernel takes little that has not been read."""
+    connection = socket.socket()
+    CONNECTIONS.append(connection)
+    connection.settimeout(60)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, window)
+    connection.connect(("127.0.0.1", bridge.port))
+    connection.sendall(call('{"message":"x"}') * ANSWERS)
+    return connection
+
+
+def connections_of(bridge: Bridge) -> int:
+    """Return how many connections to the bridge its kernel has."""
+    lines = Path(f"/proc/{bridge.process.pid}/net/tcp").read_text().splitlines()[1:]
+    established = [line.split()[1:4] for line in lines]
+    return sum(local.endswith(f":{bridge.port:04X}") and state == "01" for local, _, state in established)
+
+
+def test_who_reads_nothing_of_its_answers_is_dropped(tmp_path: Path) -> None:
+    with serving_both(tmp_path, LARGE_ANSWER, requests_per_minute=1000) as bridge, beside(bridge):
+        attackers = [pipelined(bridge, 4096) for _ in range(20)]
+        assert connections_of(bridge) > len(attackers)
+        wait_for(lambda: connections_of(bridge) <= 1, 60)  # bob's
+
+
+def test_who_reads_slowly_and_steadily_gets_all_of_it(tmp_path: Path) -> None:
+    with serving_both(tmp_path, LARGE_ANSWER, requests_per_minute=1000) as bridge:
+        connection = pipelined(bridge, 2**16)
+        size = 0
+        while size < ANSWERS * 240_000:
+            data = connection.recv(2**16)
+            assert data, f"the connection ended after {size} bytes"
+            size += len(data)
+            if size < 2**20:  # which takes longer than a client may read nothing
+                time.sleep(len(data) / 2**15)
+
+
 def test_streams_of_one_developer_are_limited_and_leave_room_for_others(bridge: Bridge) -> None:
     listen = modern("subscriptions/listen")
     with beside(bridge):

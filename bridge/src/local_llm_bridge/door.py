@@ -14,6 +14,7 @@ from local_llm_bridge.asgi import Response, text
 from local_llm_bridge.audit import NOBODY, Caller
 from local_llm_bridge.auth import NAME_HEADER, Directory
 from local_llm_bridge.errors import BadMessageError, RefusedRequestError
+from local_llm_bridge.exchange import IS_TAKEN
 from local_llm_bridge.limits import AtOnce, Rate
 from local_llm_bridge.metrics import Metrics
 
@@ -108,6 +109,7 @@ class Door:
         if refusal is None:
             try:
                 await self._exchange(scope, headers, receive, send)
+                await scope[IS_TAKEN]()
             except BadMessageError as error:
                 refusal = Response(400, json.dumps(error.reply).encode(), "application/json")
             except RefusedRequestError as error:

@@ -45,6 +45,8 @@ _KIND = re.compile(r"application/json\s*(?:[;,]|$)", re.IGNORECASE)
 _NO_QUALITY = re.compile(r"q\s*=\s*0(\.0{0,3})?")
 ON_LOSS = "on_loss"
 """Key of a request's scope: takes what is to be called when its connection is lost; None: nothing any more."""
+IS_TAKEN = "is_taken"
+"""Key of a request's scope: waits until the client has read of its answer what the bridge would have to keep for it."""
 _PAUSES = 2
 """How much longer than parsing a large body, some 30 ms for the largest, the pause before the next one is."""
 _MOST_LARGE = 16 * 2**20
