@@ -293,6 +293,35 @@ TWICE = {
 }
 
 
+@pytest.mark.parametrize(
+    ("headers", "method", "status"),
+    [
+        ({"MCP-Protocol-Version": "2099-01-01"}, "tools/list", 400),
+        ({"Accept": "application/json"}, "resources/list", 406),
+    ],
+)
+def test_what_the_sdk_refuses_has_one_record_too(
+    bridge: Bridge, headers: dict[str, str], method: str, status: int
+) -> None:
+    before = len(records(bridge.log.read_text()))
+    data = json.dumps({"jsonrpc": "2.0", "id": 1, "method": method}).encode()
+    headers = {**HEADERS, **headers, "X-Request-ID": "of-the-sdk"}
+    assert bridge.http("/mcp", method="POST", headers=headers, data=data)[0] == status
+    wait_for(lambda: len(records(bridge.log.read_text())) > before)
+    assert bridge.http("/mcp", method="POST", headers=HEADERS, data=LIST)[0] == 200
+    (record,) = records(bridge.log.read_text())[before:]
+    assert {name: record[name] for name in record if name != "time"} == {
+        "source": "bridge",
+        "request_id": "of-the-sdk",
+        "developer": "alice",
+        "client": "127.0.0.1",
+        "what": "POST /mcp",
+        "model": "-",
+        "outcome": "refused",
+        "status": status,
+    }
+
+
 @pytest.mark.parametrize("body", TWICE.values(), ids=TWICE)
 def test_a_key_twice_is_refused_and_recorded(bridge: Bridge, body: str) -> None:
     status, text, _ = bridge.http("/mcp", method="POST", headers=HEADERS, data=body.encode())

@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import socket
+from http import HTTPStatus
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qs
 
@@ -35,6 +36,8 @@ _LOOPBACK_PEERS = ("127.0.0.1", "::1")
 _ORIGIN = re.compile(
     r"(?:null)?|[A-Za-z][A-Za-z0-9+.-]*://(?P<host>(?:\[[0-9A-Fa-f:.]+\]|[!-.0-9;-?A-~]+)(?::\d{1,5})?)"
 )
+_STATUS = "status"
+"""Key of a request's scope: that of its answer, once there is one. The SDK refuses requests, too."""
 _MESSAGES_PER_CALL = 10
 """How many requests of any kind a developer may send for each call that a minute allows.
 
@@ -72,6 +75,8 @@ class Door:
             return
 
         async def send_if_there(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                scope[_STATUS] = message["status"]
             try:
                 await send(message)
             except RuntimeError as error:
@@ -116,9 +121,10 @@ class Door:
                 refusal = text(error.status, str(error), error.headers)
             finally:
                 self._requests.leave(scope["caller"].developer)
-        if refusal:
+        status = refusal.status if refusal else scope.get(_STATUS, 0)
+        if status >= HTTPStatus.BAD_REQUEST:
             caller = scope.get("caller") or _caller(scope, headers, NOBODY)
-            self._calls.audit.refused(caller, f"{scope['method']} /mcp", refusal.status)
+            self._calls.audit.refused(caller, f"{scope['method']} /mcp", status)
         return refusal
 
     def _over_limit(self, developer: str) -> Response | None:
