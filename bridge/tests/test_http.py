@@ -293,6 +293,35 @@ TWICE = {
 }
 
 
+@pytest.mark.parametrize(
+    ("headers", "method", "status"),
+    [
+        ({"MCP-Protocol-Version": "2099-01-01"}, "tools/list", 400),
+        ({"Accept": "application/json"}, "resources/list", 406),
+    ],
+)
+def test_what_the_sdk_refuses_has_one_record_too(
+    bridge: Bridge, headers: dict[str, str], method: str, status: int
+) -> None:
+    before = len(records(bridge.log.read_text()))
+    data = json.dumps({"jsonrpc": "2.0", "id": 1, "method": method}).encode()
+    headers = {**HEADERS, **headers, "X-Request-ID": "of-the-sdk"}
+    assert bridge.http("/mcp", method="POST", headers=headers, data=data)[0] == status
+    wait_for(lambda: len(records(bridge.log.read_text())) > before)
+    assert bridge.http("/mcp", method="POST", headers=HEADERS, data=LIST)[0] == 200
+    (record,) = records(bridge.log.read_text())[before:]
+    assert {name: record[name] for name in record if name != "time"} == {
+        "source": "bridge",
+        "request_id": "of-the-sdk",
+        "developer": "alice",
+        "client": "127.0.0.1",
+        "what": "POST /mcp",
+        "model": "-",
+        "outcome": "refused",
+        "status": status,
+    }
+
+
 @pytest.mark.parametrize("body", TWICE.values(), ids=TWICE)
 def test_a_key_twice_is_refused_and_recorded(bridge: Bridge, body: str) -> None:
     status, text, _ = bridge.http("/mcp", method="POST", headers=HEADERS, data=body.encode())
@@ -396,6 +425,34 @@ def test_what_is_wrong_with_a_message_is_told_as_json_rpc_has_it(
     assert (reply["jsonrpc"], reply["id"]) == ("2.0", request_id)
     assert said in reply["error"]["message"]
     assert len(text) < 500
+
+
+LONG = "\U0001f600" + "p" * 255
+CALL = {"name": "chat", "arguments": {"message": "ping"}}
+
+
+@pytest.mark.parametrize("extra", ["", "p"])
+@pytest.mark.parametrize("method", ["ping", "tools/call", "tools/dance"])
+def test_an_id_has_256_characters_at_most(bridge: Bridge, method: str, extra: str) -> None:
+    message = {"jsonrpc": "2.0", "id": LONG + extra, "method": method, "params": CALL if method == "tools/call" else {}}
+    status, text, _ = bridge.http("/mcp", method="POST", headers=HEADERS, data=json.dumps(message).encode())
+    reply = json.loads(text.removeprefix("event: message\r\ndata: "))
+    assert reply["id"] == (None if extra else LONG)
+    if extra:
+        assert (status, reply["error"]["code"]) == (400, -32600)
+        assert reply["error"]["message"] == "Invalid request: the id has 257 characters, at most 256 are taken."
+
+
+@pytest.mark.parametrize("name", ["chat", "no such tool"])
+def test_a_progress_token_has_256_characters_at_most(bridge: Bridge, name: str) -> None:
+    for token, is_taken in ((LONG, True), (LONG + "p", False)):
+        params = {**CALL, "name": name, "_meta": {"progressToken": token}}
+        message = {"jsonrpc": "2.0", "id": 3, "method": "tools/call", "params": params}
+        status, text, _ = bridge.http("/mcp", method="POST", headers=HEADERS, data=json.dumps(message).encode())
+        assert (status == 200) == is_taken
+        if not is_taken:
+            error = json.loads(text)["error"]
+            assert error["message"] == "Invalid request: the progressToken has 257 characters, at most 256 are taken."
 
 
 def test_a_notification_may_say_that_it_has_no_id(bridge: Bridge) -> None:

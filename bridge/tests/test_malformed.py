@@ -23,7 +23,7 @@ from local_llm_bridge import exchange
 from local_llm_bridge.audit import UNKNOWN
 from local_llm_bridge.errors import BadMessageError, RefusedRequestError
 from local_llm_bridge.express import Everyday, is_notification, read
-from local_llm_bridge.message import checked, decode, parse
+from local_llm_bridge.message import checked, decode, overlong, parse
 from tests.services import MODEL, PROGRAM, TOKEN, FakeEngine, events, piece, request_of, serving, wait_for
 from tests.test_express import CALL, ENVELOPE, HANDSHAKE, REQUESTS
 
@@ -431,7 +431,9 @@ def expected(lines: list[bytes]) -> tuple[Counter[str], Counter[str]]:
             is_invalid = "same key twice" in str(error)
             answers["invalid" if is_invalid else "parse error"] += bool(line.strip())
             continue
-        if is_request(message):
+        if isinstance(message, dict) and overlong(message.get("id")):
+            answers["invalid"] += 1
+        elif is_request(message):
             counter = more if message.keys() & {"result", "error"} else answers
             counter[json.dumps(message["id"])] += 1
         elif isinstance(message, dict):

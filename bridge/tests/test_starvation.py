@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.services import TOKEN, Bridge, FakeEngine, events, piece, records, serving, wait_for
+from tests.services import TOKEN, Bridge, FakeEngine, configuration, events, piece, records, serving, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -197,7 +197,11 @@ def bridge(tmp_path: Path) -> Iterator[Bridge]:
 
 @contextmanager
 def serving_both(
-    folder: Path, engine: FakeEngine | None = None, requests_per_minute: int = 120, starter: Sequence[str] = ()
+    folder: Path,
+    engine: FakeEngine | None = None,
+    requests_per_minute: int = 120,
+    starter: Sequence[str] = (),
+    context: int = 4096,
 ) -> Iterator[Bridge]:
     engine = engine or FakeEngine(events(piece("pong"), piece("", "stop")))
     with ExitStack() as stack:
@@ -209,6 +213,7 @@ def serving_both(
                 url,
                 developers=DEVELOPERS,
                 requests_per_minute=requests_per_minute,
+                models=[{**model, "context": context} for model in configuration(0, url, url)["models"]],
                 starter=starter,
             )
         )
@@ -249,6 +254,50 @@ def test_the_largest_calls_hold_up_nobody(bridge: Bridge, arguments: str) -> Non
         wait_for(lambda: bob.asked > before, 60)
     assert set(statuses) <= {200, 400, 413}
     assert memory_mib(bridge) < memory + 200
+
+
+EMOJI = '"\U0001f600' + "p" * (MOST - 1000) + '"'
+"""A text of which Python keeps four bytes a character."""
+HELD = {
+    "an argument": call(f'{{"message":{EMOJI}}}'),
+    "_meta": request("tools/call", f'{{"_meta":{{"x":{EMOJI}}},"name":"chat","arguments":{{"message":"x"}}}}'),
+    "by the SDK": request("tools/call", f'{{"x":{EMOJI},"name":"chat","arguments":{{"message":"x"}}}}'),
+}
+
+
+@pytest.mark.parametrize("attack", HELD.values(), ids=HELD)
+def test_large_calls_under_way_are_limited_by_their_size(tmp_path: Path, attack: bytes) -> None:
+    hold = threading.Event()
+    with serving_both(tmp_path, FakeEngine(b"", hold), 1000, context=2**22) as bridge, beside(bridge):
+        before = memory_mib(bridge)
+        with ThreadPoolExecutor(24) as pool:
+            connections = list(pool.map(lambda _: opened(bridge, attack), range(24)))
+        wait_for(lambda: len(records(bridge.log.read_text())) == 20, 60)
+        refused = {(record["developer"], record["status"]) for record in records(bridge.log.read_text())}
+        assert refused == {("alice", 429)}
+        # Those of others are taken, and small ones, too.
+        opened(bridge, attack.replace(TOKEN.encode(), BOBS.encode()))
+        wait_for(lambda: metric(bridge, "local_llm_bridge_running") == 2)
+        assert sent(bridge, call('{"unknown": 1}')) == 200
+        assert memory_mib(bridge) < before + 400
+        # What has ended is no longer counted.
+        hold.set()
+        assert sorted(status_of(connection) for connection in connections) == [200] * 4 + [429] * 20
+        assert sent(bridge, attack) == 200
+
+
+def test_large_calls_of_one_developer_do_not_make_anothers_wait(tmp_path: Path) -> None:
+    large = call(LONG["one text of escapes"])
+    with serving_both(tmp_path, requests_per_minute=1000) as bridge:
+        before = memory_mib(bridge)
+        bobs = call(json.dumps({"message": "x" * 70_000})).replace(TOKEN.encode(), BOBS.encode())
+        with ThreadPoolExecutor(120) as pool:
+            running = [pool.submit(sent, bridge, large) for _ in range(120)]
+            wait_for(lambda: sum(done.done() for done in running) >= 4, 60)
+            assert sent(bridge, bobs) == 200
+            assert sum(done.done() for done in running) < 60  # most of those that came before bob's still wait
+            assert {done.result() for done in running} <= {200, 408, 429}
+        assert memory_mib(bridge) < before + 200
 
 
 def test_what_a_minute_allows_is_counted_before_anything_is_worked_on(tmp_path: Path) -> None:
@@ -316,6 +365,48 @@ def test_wrong_tokens_cost_nobody_anything(bridge: Bridge) -> None:
         floods = [pool.submit(flood, bridge, wrong, 600) for _ in range(4)]
         assert {status for done in floods for status in done.result()} == {401}
     assert sent(bridge, request("ping", "{}")) == 200
+
+
+ANSWERS = 20
+LARGE_ANSWER = FakeEngine(events(piece("\1" * 40_000), piece("", "stop")))
+"""240 kB of JSON. Twenty of them are more than the kernel keeps for a connection."""
+
+
+def pipelined(bridge: Bridge, window: int) -> socket.socket:
+    """Ask for large answers on one connection, of which the client's kernel takes little that has not been read."""
+    connection = socket.socket()
+    CONNECTIONS.append(connection)
+    connection.settimeout(60)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, window)
+    connection.connect(("127.0.0.1", bridge.port))
+    connection.sendall(call('{"message":"x"}') * ANSWERS)
+    return connection
+
+
+def connections_of(bridge: Bridge) -> int:
+    """Return how many connections to the bridge its kernel has."""
+    lines = Path(f"/proc/{bridge.process.pid}/net/tcp").read_text().splitlines()[1:]
+    established = [line.split()[1:4] for line in lines]
+    return sum(local.endswith(f":{bridge.port:04X}") and state == "01" for local, _, state in established)
+
+
+def test_who_reads_nothing_of_its_answers_is_dropped(tmp_path: Path) -> None:
+    with serving_both(tmp_path, LARGE_ANSWER, requests_per_minute=1000) as bridge, beside(bridge):
+        attackers = [pipelined(bridge, 4096) for _ in range(20)]
+        assert connections_of(bridge) > len(attackers)
+        wait_for(lambda: connections_of(bridge) <= 1, 60)  # bob's
+
+
+def test_who_reads_slowly_and_steadily_gets_all_of_it(tmp_path: Path) -> None:
+    with serving_both(tmp_path, LARGE_ANSWER, requests_per_minute=1000) as bridge:
+        connection = pipelined(bridge, 2**16)
+        size = 0
+        while size < ANSWERS * 240_000:
+            data = connection.recv(2**16)
+            assert data, f"the connection ended after {size} bytes"
+            size += len(data)
+            if size < 2**20:  # which takes longer than a client may read nothing
+                time.sleep(len(data) / 2**15)
 
 
 def test_streams_of_one_developer_are_limited_and_leave_room_for_others(bridge: Bridge) -> None:

@@ -60,6 +60,19 @@ def test_lines_that_are_no_messages_are_refused_and_the_session_goes_on() -> Non
     assert done.returncode == 0
 
 
+def test_ids_and_progress_tokens_that_are_too_long_are_refused_whatever_was_asked() -> None:
+    long = "\U0001f600" + "p" * 256
+    chat = {"name": "chat", "arguments": {"message": "x"}}
+    token = {**chat, "_meta": {"progressToken": long}}
+    asked = [(long, "tools/call", chat), (long, "tools/list", {}), (long, "tools/dance", {}), (1, "tools/call", token)]
+    lines = [json.dumps({"jsonrpc": "2.0", "id": i, "method": m, "params": params}) + "\n" for i, m, params in asked]
+    replies, done = piped("".join(lines) + LIST)
+    assert [reply["id"] for reply in replies] == [None, None, None, 1, 1]
+    assert [reply["error"]["code"] for reply in replies[:-1]] == [-32600] * 4
+    assert "257 characters, at most 256 are taken" in replies[0]["error"]["message"]
+    assert done.returncode == 0
+
+
 def test_whoever_reads_late_gets_all_of_it() -> None:
     with FakeEngine(events(piece("x" * 39_000, "stop"))).running() as url:
         environment = {"PATH": os.environ["PATH"], "LOCAL_API_URL": url, "MODEL_NAME": "m"}

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from local_llm_bridge.errors import RefusedRequestError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import AsyncIterator, Mapping
 
     from starlette.types import Receive, Scope
 
@@ -22,7 +23,10 @@ SMALL_BODY = 64 * 2**10
 IS_WHOLE = "body_is_whole"
 """Key of a request's scope: all of its body has come, so that nobody need wait for it."""
 _LARGE_AT_ONCE = 4
-"""How many bodies above SMALL_BODY of one developer are received at the same time; others wait for their turn."""
+"""How many bodies above SMALL_BODY of one developer are received and parsed at the same time; others wait.
+
+So nobody else's waits behind more of them, nor has memory to hold more.
+"""
 _GRACE_S = 10.0
 """How long any body may take, in seconds."""
 _SLOWEST = 16 * 2**10
@@ -42,8 +46,11 @@ class Receiver:
         self._large = large
         self._places: defaultdict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(_LARGE_AT_ONCE))
 
-    async def receive(self, receive: Receive, scope: Scope, headers: Mapping[str, str], developer: str) -> bytes | None:
-        """Return the body; None: the client has gone before its end.
+    @asynccontextmanager
+    async def received(
+        self, receive: Receive, scope: Scope, headers: Mapping[str, str], developer: str
+    ) -> AsyncIterator[bytes | None]:
+        """Give the body, to be parsed before the context ends; None: the client has gone before the body's end.
 
         Args:
             receive: gives its parts.
@@ -54,6 +61,21 @@ class Receiver:
         Raises:
             RefusedRequestError: it is too large or too slow, or the developer has sent too many large ones.
         """
+        places: list[asyncio.Semaphore] = []
+        try:
+            yield await self._receive(receive, scope, headers, developer, places)
+        finally:
+            for place in places:
+                place.release()
+
+    async def _receive(
+        self,
+        receive: Receive,
+        scope: Scope,
+        headers: Mapping[str, str],
+        developer: str,
+        places: list[asyncio.Semaphore],
+    ) -> bytes | None:
         most = MAX_BODY if headers.get("mcp-method", "tools/call") == "tools/call" else SMALL_BODY
         length = headers.get("content-length", "")
         declared = int(length) if length.isdecimal() else 0
@@ -66,15 +88,14 @@ class Receiver:
         started = loop.time()
         parts: list[bytes] = []
         size = 0
-        place: asyncio.Semaphore | None = None
         try:
             async with asyncio.timeout_at(started + _GRACE_S) as timeout:
                 while True:
-                    if max(size, declared) > SMALL_BODY and place is None:
+                    if max(size, declared) > SMALL_BODY and not places:
                         self._count(developer)
                         waiting = self._places[developer]
                         await waiting.acquire()
-                        place = waiting
+                        places.append(waiting)
                     message = await receive()
                     if message["type"] != "http.request":
                         return None
@@ -89,14 +110,11 @@ class Receiver:
                         return b"".join(parts)
                     timeout.reschedule(started + min(_GRACE_S + size / _SLOWEST, _LONGEST_S))
         except TimeoutError:
-            raise RefusedRequestError(
-                408,
-                f"The request's body is too slow: {size} bytes came in {loop.time() - started:.0f} s. Send it again.",
-                {"Connection": "close"},
-            ) from None
-        finally:
-            if place:
-                place.release()
+            took = f"{loop.time() - started:.0f} s"
+            problem = f"The request's body is too slow: {size} bytes came in {took}."
+            if max(size, declared) > SMALL_BODY and not places:
+                problem = f"{developer} has sent so many large requests that this one has waited {took} for its turn."
+            raise RefusedRequestError(408, f"{problem} Send it again.", {"Connection": "close"}) from None
 
     def _count(self, developer: str) -> None:
         if wait_s := self._large.take(developer):

@@ -6,8 +6,11 @@ them makes room for a new one: of those who have never shown a token, then of th
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import resource
+import sys
+import termios
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import httptools
@@ -15,7 +18,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from local_llm_bridge.audit import NOBODY
 from local_llm_bridge.body import IS_WHOLE
-from local_llm_bridge.exchange import ON_LOSS
+from local_llm_bridge.exchange import IS_TAKEN, ON_LOSS
 
 if TYPE_CHECKING:
     import asyncio
@@ -35,6 +38,8 @@ _LINGER_S = 5.0
 
 A client that still sends sees the answer only if the connection stays.
 """
+_UNREAD_S = 10.0
+"""How long a client may read nothing of what it is sent, in seconds. Closing a connection waits for it, without end."""
 _INTERIM = b"HTTP/1.1 102 Processing\r\n\r\n"
 _PROBES_S = (0.1, 0.4, 1.5)
 """Pauses between interim answers to a client that sends no more, in seconds; Go's takes five of them at most."""
@@ -65,6 +70,7 @@ class Connection(HttpToolsProtocol):
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self._timer: asyncio.TimerHandle | None = None
+        self._looking: asyncio.TimerHandle | None = None
         self._developer = NOBODY
         self._unread = 0
         self._in_message = False
@@ -80,12 +86,15 @@ class Connection(HttpToolsProtocol):
         super().connection_made(transport)
         if len(self.connections) > self._most:
             self._make_room()
+        self._look()
         if not transport.is_closing():
             self._wait(HEAD_S)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Clean up, and tell the call that is running."""
         self._stop_waiting()
+        if self._looking:
+            self._looking.cancel()
         super().connection_lost(exc)
         if self._running:
             cycle, end = self._running
@@ -157,6 +166,7 @@ class Connection(HttpToolsProtocol):
         super().on_headers_complete()
         self.headers: list[tuple[bytes, bytes]] = []  # trailers, too, would become headers of the request
         cast("dict[str, Any]", self.scope)[ON_LOSS] = functools.partial(self._set_on_loss, self.cycle)
+        cast("dict[str, Any]", self.scope)[IS_TAKEN] = self.flow.drain
 
     def on_body(self, body: bytes) -> None:
         """Take a part of the body."""
@@ -231,7 +241,18 @@ class Connection(HttpToolsProtocol):
     def end(self) -> None:
         """End the connection, whatever it waits for."""
         self._stop_waiting()
-        self.transport.close()
+        self.transport.abort()
+
+    def _look(self, before: int = 0) -> None:
+        """End the connection if the client has read nothing since the last look."""
+        unread = self.transport.get_write_buffer_size()
+        if unread:  # what the kernel holds besides can be megabytes, and has to become less before this does
+            held = fcntl.ioctl(self.transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, bytes(4))
+            unread += int.from_bytes(held, sys.byteorder)
+        if unread and unread == before:
+            self.transport.abort()
+        else:
+            self._looking = self.loop.call_later(_UNREAD_S, self._look, unread)
 
     def _head_size(self) -> int:
         return len(self.url) + sum(len(name) + len(value) for name, value in self.headers)

@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import socket
+from http import HTTPStatus
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qs
 
@@ -14,6 +15,7 @@ from local_llm_bridge.asgi import Response, text
 from local_llm_bridge.audit import NOBODY, Caller
 from local_llm_bridge.auth import NAME_HEADER, Directory
 from local_llm_bridge.errors import BadMessageError, RefusedRequestError
+from local_llm_bridge.exchange import IS_TAKEN
 from local_llm_bridge.limits import AtOnce, Rate
 from local_llm_bridge.metrics import Metrics
 
@@ -34,6 +36,8 @@ _LOOPBACK_PEERS = ("127.0.0.1", "::1")
 _ORIGIN = re.compile(
     r"(?:null)?|[A-Za-z][A-Za-z0-9+.-]*://(?P<host>(?:\[[0-9A-Fa-f:.]+\]|[!-.0-9;-?A-~]+)(?::\d{1,5})?)"
 )
+_STATUS = "status"
+"""Key of a request's scope: that of its answer, once there is one. The SDK refuses requests, too."""
 _MESSAGES_PER_CALL = 10
 """How many requests of any kind a developer may send for each call that a minute allows.
 
@@ -71,6 +75,8 @@ class Door:
             return
 
         async def send_if_there(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                scope[_STATUS] = message["status"]
             try:
                 await send(message)
             except RuntimeError as error:
@@ -108,15 +114,17 @@ class Door:
         if refusal is None:
             try:
                 await self._exchange(scope, headers, receive, send)
+                await scope[IS_TAKEN]()
             except BadMessageError as error:
                 refusal = Response(400, json.dumps(error.reply).encode(), "application/json")
             except RefusedRequestError as error:
                 refusal = text(error.status, str(error), error.headers)
             finally:
                 self._requests.leave(scope["caller"].developer)
-        if refusal:
+        status = refusal.status if refusal else scope.get(_STATUS, 0)
+        if status >= HTTPStatus.BAD_REQUEST:
             caller = scope.get("caller") or _caller(scope, headers, NOBODY)
-            self._calls.audit.refused(caller, f"{scope['method']} /mcp", refusal.status)
+            self._calls.audit.refused(caller, f"{scope['method']} /mcp", status)
         return refusal
 
     def _over_limit(self, developer: str) -> Response | None:

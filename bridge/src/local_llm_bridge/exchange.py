@@ -45,8 +45,17 @@ _KIND = re.compile(r"application/json\s*(?:[;,]|$)", re.IGNORECASE)
 _NO_QUALITY = re.compile(r"q\s*=\s*0(\.0{0,3})?")
 ON_LOSS = "on_loss"
 """Key of a request's scope: takes what is to be called when its connection is lost; None: nothing any more."""
+IS_TAKEN = "is_taken"
+"""Key of a request's scope: waits until the client has read of its answer what the bridge would have to keep for it."""
 _PAUSES = 2
 """How much longer than parsing a large body, some 30 ms for the largest, the pause before the next one is."""
+_MOST_LARGE = 16 * 2**20
+"""How many bytes one developer's bodies above SMALL_BODY may have that are under way.
+
+Each byte can take ten in memory until the answer: Python takes four for every character of a text with an emoji.
+"""
+_LARGE = "large_body"
+"""Key of a request's scope: how many of these bytes are its."""
 _LISTEN = "subscriptions/listen"
 _MOST_STREAMS = 32
 """How many streams that wait for new tools one developer may have: one for each session of Claude Code."""
@@ -68,6 +77,7 @@ class Exchange:
         self._sdk = sdk
         self._receiver = Receiver(Rate(requests_per_minute))
         self._streams = AtOnce(_MOST_STREAMS)
+        self._large = AtOnce(_MOST_LARGE)
         self._parsing = asyncio.Lock()
 
     async def __call__(self, scope: Scope, headers: Mapping[str, str], receive: Receive, send: Send) -> None:
@@ -76,15 +86,21 @@ class Exchange:
         Raises:
             RefusedRequestError: before anything has been sent.
         """
+        try:
+            await self._answer(scope, headers, receive, send)
+        finally:
+            self._large.leave(scope["caller"].developer, scope.get(_LARGE, 0))
+
+    async def _answer(self, scope: Scope, headers: Mapping[str, str], receive: Receive, send: Send) -> None:
         developer = scope["caller"].developer
         _check_kind(headers)
         takes_json, takes_events = _accepted(headers.get("accept") or "*/*")
         if not (takes_json or takes_events):
             raise RefusedRequestError(406, f"Answers are JSON, or events. Send 'Accept: {_BOTH}'.")
-        body = await self._receiver.receive(receive, scope, headers, developer)
-        if body is None:
-            return  # the client has gone
-        message = await self._parse_large(body) if len(body) > SMALL_BODY else parse(body)
+        async with self._receiver.received(receive, scope, headers, developer) as body:
+            if body is None:
+                return  # the client has gone
+            message = await self._parse_large(body, scope) if len(body) > SMALL_BODY else parse(body)
         method = message.get("method") if isinstance(message, dict) else None
         if len(body) > SMALL_BODY and method != "tools/call":
             raise RefusedRequestError(413, f"Only tools/call may have more than {SMALL_BODY} bytes. Send less.")
@@ -112,8 +128,17 @@ class Exchange:
         else:
             await _Reply(send, json=takes_json, events=takes_events).end(self._express.answer(request))
 
-    async def _parse_large(self, body: bytes) -> Any:  # noqa: ANN401 - whatever JSON holds
+    async def _parse_large(self, body: bytes, scope: Scope) -> Any:  # noqa: ANN401 - whatever JSON holds
         """Parse a large body: one after the other, with pauses in which everybody else is served."""
+        developer = scope["caller"].developer
+        if not self._large.enter(developer, len(body)):
+            raise RefusedRequestError(
+                429,
+                f"This request has {len(body)} bytes: with it, {developer} would have more than {_MOST_LARGE} bytes of "
+                "large requests running, the most that one developer may have. Wait until one ends.",
+                {"Retry-After": "5"},
+            )
+        scope[_LARGE] = len(body)
         loop = asyncio.get_running_loop()
         await self._parsing.acquire()
         started = loop.time()

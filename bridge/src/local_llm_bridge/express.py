@@ -17,7 +17,7 @@ from pydantic_core import PydanticSerializationError, to_json
 from local_llm_bridge import __version__
 from local_llm_bridge.audit import UNKNOWN, Caller
 from local_llm_bridge.calls import Call, Calls, Wire
-from local_llm_bridge.message import VERSION_KEY
+from local_llm_bridge.message import VERSION_KEY, overlong
 from local_llm_bridge.progress import reporting
 from local_llm_bridge.tools.readings import as_object
 
@@ -165,7 +165,7 @@ def _reply(request: Everyday, result: Wire) -> Wire:
 
 
 def _is_id(value: object) -> bool:
-    return isinstance(value, str | int) and not isinstance(value, bool)
+    return isinstance(value, str | int) and not isinstance(value, bool) and not overlong(value)
 
 
 def _is_envelope(meta: Wire) -> bool:

@@ -163,15 +163,15 @@ class AtOnce:
         self.most = most
         self._now: Counter[str] = Counter()
 
-    def enter(self, developer: str) -> bool:
-        """Count one more, unless the developer has the most; returns whether it was counted."""
-        if self._now[developer] >= self.most:
+    def enter(self, developer: str, number: int = 1) -> bool:
+        """Count so many more, unless the developer would have too many; returns whether they were counted."""
+        if self._now[developer] + number > self.most:
             return False
-        self._now[developer] += 1
+        self._now[developer] += number
         return True
 
-    def leave(self, developer: str) -> None:
-        """Count one less."""
-        self._now[developer] -= 1
+    def leave(self, developer: str, number: int = 1) -> None:
+        """Count so many less."""
+        self._now[developer] -= number
         if not self._now[developer]:
             del self._now[developer]

@@ -24,6 +24,8 @@ MOST_VALUES = 20_000
 """How many values a message may have, texts and lists and their elements. The largest of real clients have hundreds."""
 _MOST_DIGITS = 400
 """Of a whole number: more than any float has."""
+LONGEST_ID = 256
+"""Of a request's id or progress token in characters: both are kept until the answer. Real ones have 36 at most."""
 _LEAST_BYTES = 2
 """What a value takes at least in JSON, its comma included."""
 _BEGINNING = 2**18
@@ -106,6 +108,13 @@ def checked(message: object) -> dict[str, Any]:
     return message if request_id is None else {**message, "id": request_id}
 
 
+def overlong(value: object) -> str:
+    """Return what is wrong with the length of an id or a progress token; empty: nothing."""
+    if not isinstance(value, str) or len(value) <= LONGEST_ID:
+        return ""
+    return f"{len(value)} characters, at most {LONGEST_ID} are taken"
+
+
 def unsendable(value: object) -> str:
     """Return why a value cannot go on as JSON; empty: it can."""
     try:
@@ -118,6 +127,8 @@ def unsendable(value: object) -> str:
 
 def _check_params(method: object, params: dict[str, Any], request_id: str | int) -> None:
     meta = params.get("_meta")
+    if isinstance(meta, dict) and (too_long := overlong(meta.get("progressToken"))):
+        raise _invalid(f"the progressToken has {too_long}", request_id)
     if method == "initialize" and isinstance(meta, dict) and VERSION_KEY in meta:
         return  # the version that this names has no such method, which is what there is to say
     found = _wrong(params, _REQUIRED.get(str(method), {}))
@@ -152,7 +163,13 @@ def _invalid(found: str, request_id: str | int | None = None) -> BadMessageError
 
 
 def _id(value: object) -> str | int | None:
-    """Return an id, a whole number also where it came as 1.0; None: it is something else."""
+    """Return an id, a whole number also where it came as 1.0; None: it is something else.
+
+    Raises:
+        BadMessageError: it is too long.
+    """
+    if too_long := overlong(value):
+        raise _invalid(f"the id has {too_long}")
     if isinstance(value, float) and is_whole(value):
         return int(value)
     return value if isinstance(value, str | int) and not isinstance(value, bool) else None
