@@ -110,10 +110,48 @@ def named_bridge(engine: str, tmp_path_factory: pytest.TempPathFactory) -> objec
         yield running
 
 
-@pytest.mark.parametrize("origin", ["http://evil.example", "null", "http://127.0.0.1.evil.example", ""])
-def test_web_pages_of_others_are_refused(bridge: Bridge, origin: str) -> None:
-    status, _, _ = bridge.http("/mcp", method="POST", headers={**HEADERS, "Origin": origin}, data=LIST)
+@pytest.mark.parametrize(
+    ("origin", "said"),
+    [
+        *((origin, "such a page may be anybody's") for origin in ("null", "", "file://")),
+        ("http://evil.example", "adds 'evil.example' to allowed_hosts"),
+        ("http://127.0.0.1.evil.example", "adds '127.0.0.1.evil.example' to allowed_hosts"),
+        ("app://obsidian.md", "adds 'obsidian.md' to allowed_hosts"),
+        ("vscode-file://vscode-app", "adds 'vscode-app' to allowed_hosts"),
+    ],
+)
+def test_web_pages_of_others_are_refused(bridge: Bridge, origin: str, said: str) -> None:
+    status, text, _ = bridge.http("/mcp", method="POST", headers={**HEADERS, "Origin": origin}, data=LIST)
     assert status == 403
+    assert text.startswith(f"Web pages of {origin!r} may not call this bridge")
+    assert "A program that is no web page sends no Origin." in text
+    assert said in text
+
+
+def test_an_app_whose_host_is_allowed_may_call(engine: str, tmp_path: Path) -> None:
+    with serving(tmp_path, engine, allowed_hosts=["obsidian.md"]) as bridge:
+        headers = {**HEADERS, "Origin": "app://obsidian.md"}
+        assert bridge.http("/mcp", method="POST", headers=headers, data=LIST)[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "/register"),
+        ("POST", "/token"),
+        ("GET", "/authorize?client_id=x"),
+        ("GET", "/.well-known/oauth-protected-resource/mcp"),
+        ("GET", "/.well-known/oauth-authorization-server"),
+        ("GET", "/.well-known/openid-configuration/mcp"),
+        ("GET", "/mcp/.well-known/openid-configuration"),
+    ],
+)
+def test_who_looks_for_oauth_is_told_of_the_token(bridge: Bridge, method: str, path: str) -> None:
+    """Claude Code does once its token has been refused, and shows what RFC 6749 has for it, and nothing else."""
+    status, text, headers = bridge.http(path, method=method, data=b"{}" if method == "POST" else None)
+    reply = json.loads(text)
+    assert (status, headers["Content-Type"], reply["error"]) == (404, "application/json", "invalid_request")
+    assert reply["error_description"].startswith("The token in the Authorization header is missing or not known here")
 
 
 @pytest.mark.parametrize(
