@@ -421,6 +421,7 @@ def test_bodies_that_are_no_messages_are_the_callers_fault(bridge: Bridge, body:
          "capabilities is a list"),
         (PING.replace(b'"ping"', INITIALIZE + b', "clientInfo": {"name": "x"}}'), 1, "clientInfo.version is missing"),
         (PING.replace(b'"ping"', INITIALIZE + b', "clientInfo": {"name": 5}}'), 1, "clientInfo.name is 5"),
+        (PING.replace(b'"ping"', b'"x", "params": {"_meta": []}'), 1, "_meta is a list; wanted an object, or none"),
         (PING.replace(b"ping", b'tools/call", "params": {"name": "chat", "arguments": []}, "x": "'), 1, "a list"),
         (PING.replace(b"ping", b'x", "params": {"x": ' + b"[" * 300 + b"]" * 300 + b'},"":"'), 1, "deeper than 255"),
     ],
