@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import os
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from local_llm_bridge.cancels import Cancels
 from tests.services import ENGINE_KEY, MODEL, PROGRAM, TOKEN, llama_server, records, serving, wait_for
 
 if TYPE_CHECKING:
@@ -137,3 +139,91 @@ def test_a_closed_connection_stops_the_engine(
         own_engine.prove_stopped(before)
         wait_for(lambda: any(one["outcome"] == "cancelled" for one in records(bridge.log.read_text())), 5)
         assert "ERROR" not in bridge.log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("meta", "headers"),
+    [({}, {}), ({"progressToken": 1}, {}), ({}, {"Mcp-Session-Id": "s"}), ({}, {"Accept": "application/json"})],
+    ids=["quick", "with progress", "SDK", "JSON alone"],
+)
+def test_a_notification_over_http_stops_the_engine(
+    own_engine: Engine, tmp_path: Path, meta: dict[str, Any], headers: dict[str, str]
+) -> None:
+    headers = {
+        "Authorization": f"Bearer {TOKEN}",
+        "Content-Type": "application/json",
+        "Accept": "application/json, text/event-stream",
+        "MCP-Protocol-Version": "2025-11-25",
+        "User-Agent": "test/1",
+        **headers,
+    }
+    before = own_engine.metric("tokens_predicted_total")
+    cancelling = json.dumps(message("notifications/cancelled", {"requestId": 7.0 if meta else 7})).encode()
+    with serving(tmp_path, own_engine.url) as bridge:
+        connection = http.client.HTTPConnection("127.0.0.1", bridge.port, timeout=10)
+        call = json.dumps(message("tools/call", {**CALL, "_meta": meta}, 7))
+        connection.request("POST", "/mcp", call, headers)
+        wait_for(lambda: own_engine.is_busy)
+        assert bridge.http("/mcp", method="POST", headers=headers, data=cancelling)[0] == 202
+        own_engine.prove_stopped(before)
+        text = connection.getresponse().read().decode()
+        assert text.count('"error":{"code":-32800,"message":"The client has cancelled this call."') == 1
+        connection.request("POST", "/mcp", json.dumps(message("ping", {}, 8)), headers)
+        assert connection.getresponse().status == 200
+        connection.close()
+        log = bridge.log.read_text()
+        assert records(log)[-1]["outcome"] == "cancelled"
+        assert "ERROR" not in log
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("others", "developer", "client", "request_id", "is_meant"),
+    [
+        ([], "alice", "here", 7, True),
+        ([("alice", 8), ("alice", "7"), ("bob", 7)], "alice", "here", 7, True),
+        ([], "bob", "here", 7, False),
+        ([], "alice", "there", 7, False),
+        ([], "alice", "here", "7", False),
+        ([], "alice", "here", True, False),
+        ([], "alice", "here", None, False),
+        ([("alice", 7)], "alice", "here", 7, False),
+        ([("alice", 8)] * 10_000, "alice", "here", 7, False),
+    ],
+)
+async def test_a_call_is_cancelled_only_where_no_other_can_be_meant(
+    others: list[tuple[str, object]], developer: str, client: str, request_id: object, *, is_meant: bool
+) -> None:
+    cancels = Cancels()
+
+    async def call() -> None:
+        with cancels.running("alice", "here", 7):
+            await asyncio.Event().wait()
+
+    for other, number in others:
+        cancels.see(other, "here", {"id": number})
+    cancels.see("alice", "here", {"id": 7})
+    task = asyncio.ensure_future(call())
+    await asyncio.sleep(0)
+    cancels.see(developer, client, message("notifications/cancelled", {"requestId": request_id}))
+    await asyncio.wait([task], timeout=0.01)
+    assert task.cancelled() == is_meant
+    task.cancel()
+
+
+@pytest.mark.anyio
+async def test_of_two_calls_with_the_same_id_neither_is_cancelled() -> None:
+    cancels = Cancels()
+
+    async def call(client: str) -> None:
+        cancels.see("alice", client, {"id": 7})
+        with cancels.running("alice", client, 7):
+            await asyncio.Event().wait()
+
+    tasks = [asyncio.ensure_future(call(client)) for client in ("here", "there")]
+    await asyncio.sleep(0)
+    cancels.see("alice", "here", message("notifications/cancelled", {"requestId": 7}))
+    await asyncio.wait(tasks, timeout=0.01)
+    assert not any(task.done() for task in tasks)
+    for task in tasks:
+        task.cancel()

@@ -110,10 +110,48 @@ def named_bridge(engine: str, tmp_path_factory: pytest.TempPathFactory) -> objec
         yield running
 
 
-@pytest.mark.parametrize("origin", ["http://evil.example", "null", "http://127.0.0.1.evil.example", ""])
-def test_web_pages_of_others_are_refused(bridge: Bridge, origin: str) -> None:
-    status, _, _ = bridge.http("/mcp", method="POST", headers={**HEADERS, "Origin": origin}, data=LIST)
+@pytest.mark.parametrize(
+    ("origin", "said"),
+    [
+        *((origin, "such a page may be anybody's") for origin in ("null", "", "file://")),
+        ("http://evil.example", "adds 'evil.example' to allowed_hosts"),
+        ("http://127.0.0.1.evil.example", "adds '127.0.0.1.evil.example' to allowed_hosts"),
+        ("app://obsidian.md", "adds 'obsidian.md' to allowed_hosts"),
+        ("vscode-file://vscode-app", "adds 'vscode-app' to allowed_hosts"),
+    ],
+)
+def test_web_pages_of_others_are_refused(bridge: Bridge, origin: str, said: str) -> None:
+    status, text, _ = bridge.http("/mcp", method="POST", headers={**HEADERS, "Origin": origin}, data=LIST)
     assert status == 403
+    assert text.startswith(f"Web pages of {origin!r} may not call this bridge")
+    assert "A program that is no web page sends no Origin." in text
+    assert said in text
+
+
+def test_an_app_whose_host_is_allowed_may_call(engine: str, tmp_path: Path) -> None:
+    with serving(tmp_path, engine, allowed_hosts=["obsidian.md"]) as bridge:
+        headers = {**HEADERS, "Origin": "app://obsidian.md"}
+        assert bridge.http("/mcp", method="POST", headers=headers, data=LIST)[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "/register"),
+        ("POST", "/token"),
+        ("GET", "/authorize?client_id=x"),
+        ("GET", "/.well-known/oauth-protected-resource/mcp"),
+        ("GET", "/.well-known/oauth-authorization-server"),
+        ("GET", "/.well-known/openid-configuration/mcp"),
+        ("GET", "/mcp/.well-known/openid-configuration"),
+    ],
+)
+def test_who_looks_for_oauth_is_told_of_the_token(bridge: Bridge, method: str, path: str) -> None:
+    """Claude Code does once its token has been refused, and shows what RFC 6749 has for it, and nothing else."""
+    status, text, headers = bridge.http(path, method=method, data=b"{}" if method == "POST" else None)
+    reply = json.loads(text)
+    assert (status, headers["Content-Type"], reply["error"]) == (404, "application/json", "invalid_request")
+    assert reply["error_description"].startswith("The token in the Authorization header is missing or not known here")
 
 
 @pytest.mark.parametrize(
@@ -293,20 +331,12 @@ TWICE = {
 }
 
 
-@pytest.mark.parametrize(
-    ("headers", "method", "status"),
-    [
-        ({"MCP-Protocol-Version": "2099-01-01"}, "tools/list", 400),
-        ({"Accept": "application/json"}, "resources/list", 406),
-    ],
-)
-def test_what_the_sdk_refuses_has_one_record_too(
-    bridge: Bridge, headers: dict[str, str], method: str, status: int
-) -> None:
+@pytest.mark.parametrize("method", ["tools/list", "resources/list"])
+def test_what_the_sdk_refuses_has_one_record_too(bridge: Bridge, method: str) -> None:
     before = len(records(bridge.log.read_text()))
-    data = json.dumps({"jsonrpc": "2.0", "id": 1, "method": method}).encode()
-    headers = {**HEADERS, **headers, "X-Request-ID": "of-the-sdk"}
-    assert bridge.http("/mcp", method="POST", headers=headers, data=data)[0] == status
+    data = json.dumps({"jsonrpc": "2.0", "id": 1, "method": method}).encode()  # without the envelope of this version
+    headers = {**HEADERS, "MCP-Protocol-Version": "2026-07-28", "X-Request-ID": "of-the-sdk"}
+    assert bridge.http("/mcp", method="POST", headers=headers, data=data)[0] == 400
     wait_for(lambda: len(records(bridge.log.read_text())) > before)
     assert bridge.http("/mcp", method="POST", headers=HEADERS, data=LIST)[0] == 200
     (record,) = records(bridge.log.read_text())[before:]
@@ -318,7 +348,7 @@ def test_what_the_sdk_refuses_has_one_record_too(
         "what": "POST /mcp",
         "model": "-",
         "outcome": "refused",
-        "status": status,
+        "status": 400,
     }
 
 
@@ -412,6 +442,7 @@ def test_bodies_that_are_no_messages_are_the_callers_fault(bridge: Bridge, body:
          "capabilities is a list"),
         (PING.replace(b'"ping"', INITIALIZE + b', "clientInfo": {"name": "x"}}'), 1, "clientInfo.version is missing"),
         (PING.replace(b'"ping"', INITIALIZE + b', "clientInfo": {"name": 5}}'), 1, "clientInfo.name is 5"),
+        (PING.replace(b'"ping"', b'"x", "params": {"_meta": []}'), 1, "_meta is a list; wanted an object, or none"),
         (PING.replace(b"ping", b'tools/call", "params": {"name": "chat", "arguments": []}, "x": "'), 1, "a list"),
         (PING.replace(b"ping", b'x", "params": {"x": ' + b"[" * 300 + b"]" * 300 + b'},"":"'), 1, "deeper than 255"),
     ],
@@ -499,6 +530,117 @@ def test_what_a_body_is_and_what_its_answer_may_be(bridge: Bridge, name: str, va
         assert headers["Content-Type"] == (EVENTS if value in {EVENTS, f"{JSON};q=0, */*"} else JSON)
 
 
+@pytest.mark.parametrize("method", ["ping", "resources/list"], ids=["quick", "SDK"])
+@pytest.mark.parametrize(
+    ("version", "is_spoken"),
+    [
+        *((version, True) for version in ("2025-11-25, 2025-11-25", "2025-11-25,2025-06-18", "2024-11-05")),
+        *((version, False) for version in ("", "undefined", "2025-06-17", "2099-01-01", "2025-11-25, 2026-07-28", ",")),
+        ("2099-01-01" * 100, False),
+    ],
+)
+def test_a_version_may_be_named_twice_and_one_that_nobody_speaks_is_told(
+    bridge: Bridge, method: str, version: str, *, is_spoken: bool
+) -> None:
+    body = PING.replace(b"ping", method.encode())
+    headers = {**HEADERS, "MCP-Protocol-Version": version, "Accept": JSON}
+    status, text, _ = bridge.http("/mcp", method="POST", headers=headers, data=body)
+    reply = json.loads(text)
+    if is_spoken:
+        assert (status, reply.get("error", {}).get("code")) == (200, None if method == "ping" else -32601)
+        return
+    assert (status, reply["id"], reply["error"]["code"], len(text) < 600) == (400, 1, -32022, True)
+    assert f"the header MCP-Protocol-Version is {version[:60]!r};" in reply["error"]["message"]
+    spoken = ["2026-07-28", "2025-11-25", "2025-06-18", "2025-03-26", "2024-11-05"]
+    assert reply["error"]["data"] == {"supported": spoken, "requested": version[:60]}
+    assert all(spoke in reply["error"]["message"] for spoke in spoken)
+
+
+def test_the_modern_version_may_be_named_twice(bridge: Bridge) -> None:
+    for method in ("tools/list", "resources/list"):
+        status, text, _ = modern(bridge, method, version="2026-07-28, 2026-07-28")
+        assert (status, "does not match" in text) == (200 if method == "tools/list" else 404, False), text
+    assert "-32020" in modern(bridge, "tools/list", version="2099-01-01")[1]  # header and body differ
+
+
+@pytest.mark.parametrize("version", ["2026-07-28", "2099-01-01", "undefined"])
+@pytest.mark.parametrize("more", [b"", b', "icons": [{"src": "http://icon"}]'], ids=["quick", "SDK"])
+def test_a_handshake_settles_the_version_whatever_its_header_says(bridge: Bridge, version: str, more: bytes) -> None:
+    body = PING.replace(b'"ping"', INITIALIZE + b', "clientInfo": {"name": "x", "version": "1"%s}}' % more)
+    headers = {**HEADERS, "MCP-Protocol-Version": version}
+    status, text, _ = bridge.http("/mcp", method="POST", headers=headers, data=body)
+    assert (status, '"protocolVersion":"2025-11-25"' in text) == (200, True)
+
+
+ODD = {
+    "initialize": INITIALIZE
+    + b', "clientInfo": {"name": "x", "version": "1", "title": null, "icons": [{"src": "i"}]}}',
+    "params": b'"tools/list", "params": null',
+    "cursor": b'"tools/list", "params": {"cursor": "x"}',
+    "method": b'"prompts/list"',
+    "key": b'"ping", "x": 1',
+    "params wrong": b'"tools/list", "params": {"cursor": 5}',
+    "call": b'"tools/call", "params": {"name": "list_models", "_meta": {"progressToken": true}}',
+}
+
+
+@pytest.mark.parametrize("odd", ODD.values(), ids=ODD)
+@pytest.mark.parametrize("kind", [JSON, EVENTS])
+@pytest.mark.parametrize("session", [{}, {"Mcp-Session-Id": "s"}], ids=["", "session"])
+def test_who_takes_one_kind_of_answer_gets_it_from_both_lanes(
+    bridge: Bridge, odd: bytes, kind: str, session: dict[str, str]
+) -> None:
+    headers = {**HEADERS, **session, "Accept": kind}
+    status, text, answered = bridge.http("/mcp", method="POST", headers=headers, data=PING.replace(b'"ping"', odd))
+    assert (status, answered["Content-Type"]) == (200, kind)
+    *_, data = (line.removeprefix("data: ") for line in text.splitlines() if line.startswith(("data: ", "{")))
+    assert json.loads(data)["id"] == 1
+
+
+def test_a_modern_client_gets_the_one_kind_that_it_takes_and_is_told_where_there_is_none(bridge: Bridge) -> None:
+    for kind in (JSON, EVENTS):
+        status, text, headers = modern(bridge, "tools/list", accept=kind, cursor="x")
+        assert (status, headers["Content-Type"], '"tools":' in text) == (200, kind, True)
+    status, text, _ = modern(bridge, "subscriptions/listen", accept=JSON, notifications={})
+    assert (status, text.startswith("subscriptions/listen is answered with events. Send 'Accept: ")) == (406, True)
+
+
+def test_a_notification_may_have_null_for_its_parameters(bridge: Bridge) -> None:
+    body = b'{"jsonrpc": "2.0", "method": "notifications/initialized", "params": null}'
+    assert bridge.http("/mcp", method="POST", headers={**HEADERS, "Accept": JSON}, data=body)[0] == 202
+
+
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [
+        (b'"tools/list", "params": {"cursor": 5}', "cursor is 5; wanted a valid string."),
+        (b'"tools/list", "params": {"_meta": {"progressToken": {}}}', "_meta.progressToken is an object; wanted"),
+        (b'"tools/list", "params": {"_meta": {"progressToken": []}}', "_meta.progressToken is a list; wanted"),
+        (b'"tools/list", "params": {"_meta": {"progressToken": 1.5}}', "_meta.progressToken is 1.5; wanted"),
+        *(
+            (INITIALIZE.replace(b"{}", found) + b', "clientInfo": {"name": "x", "version": "1"}}', said)
+            for found, said in (
+                (b'{"sampling": true}', "capabilities.sampling is true; wanted a valid object."),
+                (b'{"experimental": {"x": true}}', "capabilities.experimental.x is true; wanted a valid object."),
+            )
+        ),
+    ],
+)
+def test_which_parameter_the_sdk_takes_for_wrong_is_told(bridge: Bridge, method: bytes, said: str) -> None:
+    body = PING.replace(b'"ping"', method)
+    _, text, _ = bridge.http("/mcp", method="POST", headers={**HEADERS, "Accept": JSON}, data=body)
+    error = json.loads(text)["error"]
+    assert error["code"] == -32602
+    assert error["message"].startswith(f"Invalid params: {said}")
+
+
+def test_a_token_of_progress_that_came_as_a_float_is_taken(bridge: Bridge) -> None:
+    call = b'"tools/call", "params": {"name": "chat", "arguments": {"message": "ping", "fresh": true}, "_meta": %s}'
+    body = PING.replace(b'"ping"', call % b'{"progressToken": 2.0}')
+    _, text, _ = bridge.http("/mcp", method="POST", headers=HEADERS, data=body)
+    assert '"method":"notifications/progress","params":{"progressToken":2,' in text
+
+
 @dataclass
 class Late(FakeEngine):
     """Answers after so many seconds."""
@@ -550,14 +692,24 @@ def test_a_client_that_goes_with_several_requests_under_way_leaves_no_traceback(
     assert "Traceback" not in bridge.log.read_text()
 
 
-def modern(bridge: Bridge, method: str, **params: object) -> tuple[int, str, Message]:
-    """Send one request of the protocol of 2026-07-28, byte by byte as it goes over the wire."""
+def modern(
+    bridge: Bridge, method: str, *, version: str = "2026-07-28", accept: str = HEADERS["Accept"], **params: object
+) -> tuple[int, str, Message]:
+    """Send one request of the protocol of 2026-07-28, byte by byte as it goes over the wire.
+
+    Args:
+        bridge: takes it.
+        method: what is asked.
+        version: is in the header.
+        accept: kinds of answers.
+        params: of the request.
+    """
     meta = {
         "io.modelcontextprotocol/protocolVersion": "2026-07-28",
         "io.modelcontextprotocol/clientCapabilities": {},
     }
     body = {"jsonrpc": "2.0", "id": 1, "method": method, "params": {**params, "_meta": meta}}
-    headers = {**HEADERS, "MCP-Protocol-Version": "2026-07-28", "Mcp-Method": method}
+    headers = {**HEADERS, "MCP-Protocol-Version": version, "Mcp-Method": method, "Accept": accept}
     if "name" in params:
         headers["Mcp-Name"] = str(params["name"])
     return bridge.http("/mcp", method="POST", headers=headers, data=json.dumps(body).encode())

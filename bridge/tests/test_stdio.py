@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+from typing import Any
 
 import pytest
 
@@ -71,6 +72,101 @@ def test_ids_and_progress_tokens_that_are_too_long_are_refused_whatever_was_aske
     assert [reply["error"]["code"] for reply in replies[:-1]] == [-32600] * 4
     assert "257 characters, at most 256 are taken" in replies[0]["error"]["message"]
     assert done.returncode == 0
+
+
+HELLO = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "shell", "version": "1"}}
+ENVELOPE = {
+    "io.modelcontextprotocol/protocolVersion": "2026-07-28",
+    "io.modelcontextprotocol/clientCapabilities": {},
+}
+
+
+def request(number: int, method: str, **params: object) -> dict[str, Any]:
+    return {"jsonrpc": "2.0", "id": number, "method": method, "params": params}
+
+
+def enveloped(number: int, method: str = "server/discover", **more: object) -> dict[str, Any]:
+    """Return a request without a handshake; `more` is of its envelope."""
+    named = {f"io.modelcontextprotocol/{key}": value for key, value in more.items()}
+    return request(number, method, _meta={**ENVELOPE, **named})
+
+
+def spoken(*messages: dict[str, Any]) -> dict[int, dict[str, Any]]:
+    """Send messages in one go; give the replies by their ids."""
+    replies, done = piped("".join(json.dumps(message) + "\n" for message in messages))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(replies) == sum("id" in message for message in messages)
+    return {reply["id"]: reply for reply in replies}
+
+
+PROBES = {
+    "a newer version": enveloped(1, protocolVersion="2027-01-01"),
+    "a draft": enveloped(1, protocolVersion="DRAFT-2026-v1"),
+    "no capabilities": enveloped(1, clientCapabilities=None),
+    "no version of the client": enveloped(1, clientInfo={"name": "x"}),
+    "no such method": request(1, "rpc.discover"),
+    "a method of before": request(1, "logging/setLevel", level="debug"),
+    "a list for an envelope": request(1, "server/discover", _meta=[]),
+    "a wrong handshake": request(1, "initialize", **{**HELLO, "capabilities": {"sampling": True}}),
+}
+
+
+@pytest.mark.parametrize("probe", PROBES.values(), ids=PROBES)
+@pytest.mark.parametrize("more", [{}, {"icons": [{"src": "http://icon"}]}], ids=["quick", "SDK"])
+def test_after_a_probe_that_failed_a_handshake_works(probe: dict[str, Any], more: dict[str, Any]) -> None:
+    hello = {**HELLO, "clientInfo": {**HELLO["clientInfo"], **more}}  # type: ignore[dict-item]
+    ready = {"jsonrpc": "2.0", "method": "notifications/initialized"}
+    odd = request(4, "tools/list", cursor="x")
+    replies = spoken(probe, request(2, "initialize", **hello), ready, request(3, "tools/list"), odd, enveloped(5))
+    assert "error" in replies[1]
+    assert replies[2]["result"]["protocolVersion"] == "2025-06-18"
+    assert all("resultType" not in replies[number]["result"] for number in (3, 4))
+    assert replies[5]["error"]["code"] == -32600  # now the handshake holds
+
+
+@pytest.mark.parametrize("probe", PROBES.values(), ids=PROBES)
+def test_after_a_probe_that_failed_another_works(probe: dict[str, Any]) -> None:
+    replies = spoken(probe, enveloped(2), request(3, "tools/list"))
+    assert replies[2]["result"]["supportedVersions"] == ["2026-07-28"]
+    assert replies[3]["result"]["resultType"] == "complete"
+
+
+def test_who_probes_for_another_version_is_told_of_all_that_are_spoken() -> None:
+    (reply,) = spoken(PROBES["a newer version"]).values()
+    assert "_meta names '2027-01-01'; this bridge speaks 2026-07-28, 2025-11-25" in reply["error"]["message"]
+    versions = ["2026-07-28", "2025-11-25", "2025-06-18", "2025-03-26", "2024-11-05"]
+    assert reply["error"]["code"] == -32022
+    assert reply["error"]["data"] == {"supported": versions, "requested": "2027-01-01"}
+
+
+@pytest.mark.parametrize("first", [enveloped(1), enveloped(1, clientInfo={"name": "x", "version": "1", "icons": []})])
+def test_after_a_request_without_a_handshake_there_is_none(first: dict[str, Any]) -> None:
+    with subprocess.Popen([PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        replies = []
+        for message in (first, request(2, "initialize", **HELLO), enveloped(3)):
+            process.stdin.write(json.dumps(message) + "\n")
+            process.stdin.flush()
+            replies.append(json.loads(process.stdout.readline()))
+        process.stdin.close()
+        assert process.wait(10) == 0
+    assert "result" in replies[0]
+    assert replies[1]["error"]["code"] == -32022
+    assert "a handshake for '2025-06-18' came after a request of 2026-07-28" in replies[1]["error"]["message"]
+    assert "2025-06-18" in replies[1]["error"]["data"]["supported"]
+    assert "result" in replies[2]
+
+
+def test_a_look_without_a_handshake_may_come_before_one() -> None:
+    replies = spoken(json.loads(LIST), request(2, "initialize", **HELLO), request(3, "tools/list"))
+    assert "tools" in replies[1]["result"]
+    assert "resultType" not in replies[3]["result"]
+
+
+def test_null_stands_for_parameters_that_are_left_out() -> None:
+    replies = spoken({**json.loads(LIST), "params": None}, request(2, "tools/list", _meta=None))
+    assert all("tools" in reply["result"] for reply in replies.values())
 
 
 def test_whoever_reads_late_gets_all_of_it() -> None:

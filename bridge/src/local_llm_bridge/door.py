@@ -33,8 +33,16 @@ log = logging.getLogger(__name__)
 ID_HEADER = "x-request-id"
 _LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 _LOOPBACK_PEERS = ("127.0.0.1", "::1")
+_OAUTH = re.compile(r"/register|/token|/authorize|(?:/mcp)?/\.well-known/(?:oauth-|openid-configuration).*", re.DOTALL)
+"""Where clients look for OAuth once their token has been refused."""
+_NO_OAUTH = {
+    "error": "invalid_request",
+    "error_description": "The token in the Authorization header is missing or not known here, and there is no OAuth to "
+    "get one by. Send 'Authorization: Bearer <your token>' (claude mcp add --header); whoever runs this bridge gives "
+    "tokens.",
+}
 _ORIGIN = re.compile(
-    r"(?:null)?|[A-Za-z][A-Za-z0-9+.-]*://(?P<host>(?:\[[0-9A-Fa-f:.]+\]|[!-.0-9;-?A-~]+)(?::\d{1,5})?)"
+    r"(?:null|file://)?|[A-Za-z][A-Za-z0-9+.-]*://(?P<host>(?:\[[0-9A-Fa-f:.]+\]|[!-.0-9;-?A-~]+)(?::\d{1,5})?)"
 )
 _STATUS = "status"
 """Key of a request's scope: that of its answer, once there is one. The SDK refuses requests, too."""
@@ -103,6 +111,8 @@ class Door:
                 response = await self._readiness()
             case "/metrics":
                 response = self._read_metrics(scope, headers)
+            case path if _OAUTH.fullmatch(path):  # shown by Claude Code, which asks for no token itself
+                response = Response(404, json.dumps(_NO_OAUTH).encode(), "application/json")
             case _:
                 response = text(404, "Nothing here. MCP is at /mcp, health at /healthz and /readyz.")
         if response:
@@ -155,10 +165,8 @@ class Door:
             return self._stranger(host)
         if origin is not None:
             page = _ORIGIN.fullmatch(origin)
-            if not page:
-                return text(400, f"The Origin {origin[:100]!r} is malformed. Send scheme, host and port of the page.")
-            if not self._accepts(page["host"] or ""):
-                return text(403, f"Web pages of {origin[:100]!r} may not call this bridge.")
+            if not page or not self._accepts(page["host"] or ""):
+                return _foreign(origin, page)
         developer = self._directory.developer_of(headers.get("authorization"), headers.get(NAME_HEADER))
         if not developer:
             return _unknown(headers) if developer is None else _unnamed(headers)
@@ -235,6 +243,17 @@ def _caller(scope: Scope, headers: Mapping[str, str], developer: str) -> Caller:
 
 def _peer(scope: Scope) -> str:
     return str(scope["client"][0]) if scope["client"] else NOBODY
+
+
+def _foreign(origin: str, page: re.Match[str] | None) -> Response:
+    """Say why a web page may not call, which an app with pages of its own is to the bridge, too."""
+    shown, program = f"{origin[:100]!r}", "A program that is no web page sends no Origin."
+    if not page:
+        return text(400, f"The Origin {shown} is malformed. Send scheme, host and port of the page. {program}")
+    if not page["host"]:
+        return text(403, f"Web pages of {shown} may not call this bridge: such a page may be anybody's. {program}")
+    allowing = f"If this page or app is to call, the operator adds {page['host'][:100]!r} to allowed_hosts."
+    return text(403, f"Web pages of {shown} may not call this bridge. {program} {allowing}")
 
 
 def _unknown(headers: Mapping[str, str]) -> Response:

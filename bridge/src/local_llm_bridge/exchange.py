@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 from contextlib import suppress
 from functools import lru_cache
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from local_llm_bridge.asgi import Response
 from local_llm_bridge.body import SMALL_BODY, Receiver
+from local_llm_bridge.cancels import Cancels
 from local_llm_bridge.errors import RefusedRequestError
 from local_llm_bridge.express import (
     HANDSHAKE_VERSIONS,
@@ -19,9 +21,10 @@ from local_llm_bridge.express import (
     encode,
     is_notification,
     read,
+    unsupported,
 )
 from local_llm_bridge.limits import AtOnce, Rate
-from local_llm_bridge.message import checked, parse
+from local_llm_bridge.message import checked, parse, version_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -43,6 +46,9 @@ _EVENT_STREAM = [
 _BOTH = "application/json, text/event-stream"
 _KIND = re.compile(r"application/json\s*(?:[;,]|$)", re.IGNORECASE)
 _NO_QUALITY = re.compile(r"q\s*=\s*0(\.0{0,3})?")
+_VERSIONS = {MODERN_VERSION, *HANDSHAKE_VERSIONS}
+_REQUEST_CANCELLED = -32800
+"""The SDK's: a call that is cancelled is not answered but over HTTP, where a request always is."""
 ON_LOSS = "on_loss"
 """Key of a request's scope: takes what is to be called when its connection is lost; None: nothing any more."""
 IS_TAKEN = "is_taken"
@@ -79,6 +85,7 @@ class Exchange:
         self._streams = AtOnce(_MOST_STREAMS)
         self._large = AtOnce(_MOST_LARGE)
         self._parsing = asyncio.Lock()
+        self._cancels = Cancels()
 
     async def __call__(self, scope: Scope, headers: Mapping[str, str], receive: Receive, send: Send) -> None:
         """Answer one request; `scope["caller"]` says whose, `scope["model"]` who answers if it names no model.
@@ -104,29 +111,30 @@ class Exchange:
         method = message.get("method") if isinstance(message, dict) else None
         if len(body) > SMALL_BODY and method != "tools/call":
             raise RefusedRequestError(413, f"Only tools/call may have more than {SMALL_BODY} bytes. Send less.")
-        is_ordinary = _is_ordinary(headers)
-        if is_ordinary and is_notification(message):
-            await Response(202).send(send)  # nothing here goes on from one request to the next
-            return
-        request = _everyday(message, headers) if is_ordinary else None
+        version = _version(message, headers)
+        message, request = _read(message, version, headers)
+        client = (scope["caller"].client, headers.get("user-agent"), headers.get("mcp-session-id"), scope["model"])
+        self._cancels.see(developer, client, message)
+        reply = _Reply(send, json=takes_json, events=takes_events)
         if request is None:
-            message = checked(message)
-            request = _everyday(message, headers) if is_ordinary else None
-        if request is None:
+            if is_notification(message):
+                await Response(202).send(send)  # nothing else here goes on from one request to the next
+                return
             # The SDK reads what has been read here, not the bytes, which it might read otherwise.
-            size, again = len(body), _replay(encode(message), receive)
-            if takes_events:
-                scope = {**scope, "headers": _plain(scope["headers"])}
+            size, request_id, again = len(body), message.get("id"), _replay(encode(message), receive)
+            scope = {**scope, "headers": _plain(scope["headers"], version)}
             del body, message  # a stream may last for days
             if method == _LISTEN:
-                await self._listen(size, scope, again, send)
+                await self._listen(size, scope, again, _SdkReply(send, reply))
+            elif method == "tools/call" and request_id is not None:
+                await self._call_by_sdk(request_id, client, scope, again, _SdkReply(send, reply))
             else:
-                await self._sdk(scope, again, send)
+                await self._sdk(scope, again, _SdkReply(send, reply))
         elif request.method == "tools/call":
             del body, message
-            await self._call(request, scope, _Reply(send, json=takes_json, events=takes_events))
+            await self._call(request, client, scope, reply)
         else:
-            await _Reply(send, json=takes_json, events=takes_events).end(self._express.answer(request))
+            await reply.end(self._express.answer(request))
 
     async def _parse_large(self, body: bytes, scope: Scope) -> Any:  # noqa: ANN401 - whatever JSON holds
         """Parse a large body: one after the other, with pauses in which everybody else is served."""
@@ -147,7 +155,9 @@ class Exchange:
         finally:
             loop.call_later(_PAUSES * (loop.time() - started), self._parsing.release)
 
-    async def _listen(self, size: int, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _listen(self, size: int, scope: Scope, receive: Receive, reply: _SdkReply) -> None:
+        if not reply.takes_events:
+            raise RefusedRequestError(406, f"{_LISTEN} is answered with events. Send 'Accept: {_BOTH}'.")
         if size > _LISTEN_BODY:
             raise RefusedRequestError(413, f"A request for {_LISTEN} may have {_LISTEN_BODY} bytes. Send less.")
         developer = scope["caller"].developer
@@ -159,12 +169,24 @@ class Exchange:
                 {"Retry-After": "60"},
             )
         try:
-            await self._sdk(scope, receive, send)
+            await self._sdk(scope, receive, reply)
         finally:
             self._streams.leave(developer)
 
-    async def _call(self, request: Everyday, scope: Scope, reply: _Reply) -> None:
-        """Run a call; it ends at once when the client goes away."""
+    async def _call_by_sdk(
+        self, request_id: str | int, client: object, scope: Scope, receive: Receive, reply: _SdkReply
+    ) -> None:
+        """Have the SDK run a call; the client may cancel it."""
+        try:
+            with self._cancels.running(scope["caller"].developer, client, request_id) as running:
+                await self._sdk(scope, receive, reply)
+        except asyncio.CancelledError:
+            if not running.is_cancelled:
+                raise
+            await reply.end(_cancelled(request_id))
+
+    async def _call(self, request: Everyday, client: object, scope: Scope, reply: _Reply) -> None:
+        """Run a call; it ends at once when the client goes away, or cancels it."""
         has_gone = False
         signs = asyncio.get_running_loop().call_later(QUIET_S, reply.start_pinging)
 
@@ -176,9 +198,13 @@ class Exchange:
         task = cast("asyncio.Task[None]", asyncio.current_task())
         scope[ON_LOSS](end)
         try:
-            await reply.end(await self._express.call(request, reply.event, scope["caller"], scope["model"]))
+            with self._cancels.running(scope["caller"].developer, client, request.id) as running:
+                answer = await self._express.call(request, reply.event, scope["caller"], scope["model"])
+            await reply.end(answer)
         except asyncio.CancelledError:
-            if not has_gone:
+            if running.is_cancelled:
+                await reply.end(_cancelled(request.id))
+            elif not has_gone:
                 raise
         finally:
             scope[ON_LOSS](None)
@@ -197,8 +223,8 @@ class _Reply:
 
     def __init__(self, send: Send, *, json: bool, events: bool) -> None:
         self._send = send
-        self._takes_json = json
-        self._takes_events = events
+        self.takes_json = json
+        self.takes_events = events
         self._is_stream = False
         self._has_ended = False
         self._pinging: asyncio.Task[None] | None = None
@@ -224,7 +250,7 @@ class _Reply:
     async def end(self, message: Wire) -> None:
         async with self._sending:
             self._has_ended = True
-            if not self._takes_json:
+            if not self.takes_json:
                 await self._begin()
             if self._is_stream:
                 await self._send({"type": "http.response.body", "body": _event(message)})
@@ -233,7 +259,7 @@ class _Reply:
 
     async def _stream(self, data: bytes) -> None:
         async with self._sending:
-            if self._has_ended or not self._takes_events:
+            if self._has_ended or not self.takes_events:
                 return
             await self._begin()
             await self._send({"type": "http.response.body", "body": data, "more_body": True})
@@ -244,8 +270,56 @@ class _Reply:
             await self._send({"type": "http.response.start", "status": 200, "headers": _EVENT_STREAM})
 
 
+class _SdkReply:
+    """Takes what the SDK sends, which is JSON or events, and sends it as the client takes it.
+
+    Args:
+        send: sends it where the client takes either.
+        reply: sends the answer where it has to become the other.
+    """
+
+    def __init__(self, send: Send, reply: _Reply) -> None:
+        self._send = send
+        self._reply = reply
+        self._is_stream: bool | None = None
+        self._is_turned = False
+        self._has_ended = False
+        self._last = b""
+        self.takes_events = reply.takes_events
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self._is_stream = dict(message["headers"]).get(b"content-type", b"").startswith(b"text/event-stream")
+            takes = self._reply.takes_events if self._is_stream else self._reply.takes_json
+            self._is_turned = message["status"] == 200 and not takes  # noqa: PLR2004 - else it is no answer but a refusal
+        else:
+            self._has_ended = not message.get("more_body")
+        if not self._is_turned:
+            await self._send(message)
+            return
+        for line in message.get("body", b"").splitlines():
+            if (data := line.removeprefix(b"data: ")).startswith(b"{"):
+                self._last = data  # those before it tell of progress
+        if self._has_ended and self._last:
+            await self._reply.end(json.loads(self._last))
+
+    async def end(self, message: Wire) -> None:
+        """Send an answer in place of the SDK's, which has stopped."""
+        if self._has_ended:
+            return
+        if self._is_stream is None or self._is_turned:
+            await self._reply.end(message)
+        elif self._is_stream:
+            await self._send({"type": "http.response.body", "body": _event(message)})
+
+
 def _event(message: Wire) -> bytes:
     return b"event: message\r\ndata: " + encode(message) + b"\r\n\r\n"
+
+
+def _cancelled(request_id: str | int) -> Wire:
+    error = {"code": _REQUEST_CANCELLED, "message": "The client has cancelled this call."}
+    return {"jsonrpc": "2.0", "id": request_id, "error": error}
 
 
 def _json(message: Wire) -> Response:
@@ -286,26 +360,49 @@ def _accepted(accept: str) -> tuple[bool, bool]:
     return allows("application/json"), allows("text/event-stream")
 
 
-def _plain(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+def _plain(headers: Iterable[tuple[bytes, bytes]], version: str | None) -> list[tuple[bytes, bytes]]:
     """Return headers with those that have been judged here as the SDK wants them to the letter."""
-    others = [header for header in headers if header[0] not in {b"accept", b"content-type"}]
-    return [*others, (b"accept", _BOTH.encode()), (b"content-type", b"application/json")]
+    judged = {b"accept": _BOTH, b"content-type": "application/json", b"mcp-protocol-version": version}
+    others = [header for header in headers if header[0] not in judged]
+    return [*others, *((name, value.encode("latin-1")) for name, value in judged.items() if value is not None)]
 
 
-def _is_ordinary(headers: Mapping[str, str]) -> bool:
-    """Whether the headers are those of an everyday request."""
-    return "mcp-session-id" not in headers and headers.get("mcp-protocol-version", MODERN_VERSION) in (
-        MODERN_VERSION,
-        *HANDSHAKE_VERSIONS,
-    )
+def _version(message: object, headers: Mapping[str, str]) -> str | None:
+    """Return the version that a request's header names; None: there is none, or none that counts.
+
+    Raises:
+        BadMessageError: nobody here speaks it, or the message is none.
+    """
+    named = headers.get("mcp-protocol-version")
+    if named is None or (isinstance(message, dict) and message.get("method") == "initialize"):
+        return None  # a handshake settles the version, whatever the client speaks at best
+    versions = {version.strip() for version in named.split(",")}  # clients and proxies say it twice
+    version = max(versions)
+    if version in _VERSIONS and (len(versions) == 1 or versions <= {*HANDSHAKE_VERSIONS}):
+        return version
+    if version_of(message) not in (None, named) and not is_notification(message):
+        return named  # header and body differ, which is what the SDK says
+    raise unsupported(f"the header MCP-Protocol-Version is {named[:60]!r}", named[:60], checked(message).get("id"))
 
 
-def _everyday(message: object, headers: Mapping[str, str]) -> Everyday | None:
+def _read(message: object, version: str | None, headers: Mapping[str, str]) -> tuple[Wire, Everyday | None]:
+    """Return a message that is one of JSON-RPC, and as a request for the quick lane, if it is one.
+
+    Raises:
+        BadMessageError: it is none.
+    """
+    request = _everyday(message, version, headers)
+    if request is None and not is_notification(message):
+        message = checked(message)
+        request = _everyday(message, version, headers)
+    return cast("Wire", message), request
+
+
+def _everyday(message: object, version: str | None, headers: Mapping[str, str]) -> Everyday | None:
     """Return the request if it is one for the quick lane, headers and all."""
-    request = read(message)
+    request = None if "mcp-session-id" in headers else read(message)
     if request is None:
         return None
-    version = headers.get("mcp-protocol-version")
     if not request.modern:
         return request if version != MODERN_VERSION else None
     if version != MODERN_VERSION or headers.get("mcp-method") != request.method:

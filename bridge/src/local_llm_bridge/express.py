@@ -17,6 +17,7 @@ from pydantic_core import PydanticSerializationError, to_json
 from local_llm_bridge import __version__
 from local_llm_bridge.audit import UNKNOWN, Caller
 from local_llm_bridge.calls import Call, Calls, Wire
+from local_llm_bridge.errors import BadMessageError
 from local_llm_bridge.message import VERSION_KEY, overlong
 from local_llm_bridge.progress import reporting
 from local_llm_bridge.tools.readings import as_object
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 HANDSHAKE_VERSIONS = ("2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25")
 MODERN_VERSION = "2026-07-28"
 """The version in which every request stands for itself: its `_meta` says what the handshake said before."""
+_VERSIONS = (MODERN_VERSION, *reversed(HANDSHAKE_VERSIONS))
+_UNSUPPORTED = -32022
 CAPABILITIES_KEY = "io.modelcontextprotocol/clientCapabilities"
 _CLIENT_KEY = "io.modelcontextprotocol/clientInfo"
 SERVER = {"name": "local-llm-bridge", "version": __version__}
@@ -60,7 +63,7 @@ def read(message: object) -> Everyday | None:
     params = message.get("params", {})
     if message.get("jsonrpc") != "2.0" or not _is_id(message.get("id")) or not isinstance(params, dict):
         return None
-    meta = params.get("_meta", {})
+    meta = {} if params.get("_meta") is None else params["_meta"]
     if not isinstance(meta, dict) or not (meta.get("progressToken") is None or _is_id(meta["progressToken"])):
         return None
     modern = VERSION_KEY in meta
@@ -68,7 +71,7 @@ def read(message: object) -> Everyday | None:
         return None
     method = message.get("method")
     fits = _METHODS.get((method, modern)) if isinstance(method, str) else None
-    if fits is None or not fits({key: value for key, value in params.items() if key != "_meta"}):
+    if fits is None or not fits({key: value for key, value in params.items() if key != "_meta" and value is not None}):
         return None
     return Everyday(message["id"], str(method), params, modern, meta.get("progressToken"))
 
@@ -80,8 +83,24 @@ def is_notification(message: object) -> bool:
         and message.keys() <= {"jsonrpc", "method", "params"}
         and message.get("jsonrpc") == "2.0"
         and str(message.get("method")).startswith("notifications/")
-        and isinstance(message.get("params", {}), dict)
+        and isinstance(message.get("params"), dict | None)
     )
+
+
+def unsupported(found: str, version: str, request_id: str | int | None) -> BadMessageError:
+    """Return the error about a version that nobody here speaks.
+
+    Args:
+        found: says where the version was named, and what it is.
+        version: is that version.
+        request_id: of the message.
+    """
+    text = f"Unsupported protocol version: {found}; this bridge speaks {', '.join(_VERSIONS)}."
+    # A client chooses from these what to say next: with one of a handshake among them, it begins that.
+    data = {"supported": list(_VERSIONS), "requested": version}
+    error = BadMessageError(_UNSUPPORTED, text, request_id)
+    error.reply = {**error.reply, "error": {"code": _UNSUPPORTED, "message": text, "data": data}}
+    return error
 
 
 class Express:
@@ -187,8 +206,9 @@ def _is_capabilities(value: object) -> bool:
 def _is_implementation(value: object) -> bool:
     return (
         isinstance(value, dict)
-        and {"name", "version"} <= value.keys()
-        and all(isinstance(detail, str) for detail in value.values())
+        and isinstance(value.get("name"), str)
+        and isinstance(value.get("version"), str)
+        and all(isinstance(detail, str | None) for detail in value.values())
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 from pydantic_core import PydanticSerializationError, to_json
@@ -16,7 +17,7 @@ from local_llm_bridge.errors import BadMessageError, RefusedRequestError
 from local_llm_bridge.tools.readings import as_object, is_whole
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 VERSION_KEY = "io.modelcontextprotocol/protocolVersion"
 """What in `_meta` says the version of a request that stands for itself, without a handshake."""
@@ -40,6 +41,9 @@ _PARAMS = {
     "initialize": '{"protocolVersion":"2025-11-25","capabilities":{},"clientInfo":{"name":"me","version":"1"}}',
     "tools/call": '{"name":"chat","arguments":{"message":"hello"}}',
 }
+_NO_NAMES = {"params", "str", "int"}
+"""Parts of where an error is that are pydantic's own: all parameters, and the kinds that a token may be of."""
+_OF_PYTHON = re.compile(r"dictionary( or instance of \w+)?")
 _PARSE_ERROR, _INVALID_REQUEST, _INVALID_PARAMS = -32700, -32600, -32602
 
 
@@ -87,8 +91,9 @@ def checked(message: object) -> dict[str, Any]:
         raise _invalid("MCP has no batches since 2025-06-18. Send each message by itself")
     if not isinstance(message, dict):
         raise _invalid(f"found {_shown(message)}; wanted a message such as {_EXAMPLE}")
-    if message.get("id", "") is None and str(message.get("method")).startswith("notifications/"):
-        message = {key: value for key, value in message.items() if key != "id"}  # as some clients write "no id"
+    is_notification = str(message.get("method")).startswith("notifications/")
+    absent = {"params", "id"} if is_notification else {"params"}
+    message = {key: value for key, value in message.items() if value is not None or key not in absent}
     request_id = _id(message.get("id"))
     if message.get("jsonrpc") != "2.0":
         found = f"jsonrpc is {_shown(message['jsonrpc'])}" if "jsonrpc" in message else "jsonrpc is missing"
@@ -102,10 +107,27 @@ def checked(message: object) -> dict[str, Any]:
         found = f"method is {_shown(message['method'])}" if "method" in message else "there is no method"
         raise _invalid(f"{found}; wanted a message such as {_EXAMPLE}", request_id)
     if request_id is not None:
-        _check_params(message.get("method"), message.get("params") or {}, request_id)
+        params = message.get("params") or {}
+        _check_params(message.get("method"), params, request_id)
+        message = {**message, "id": request_id, **_with_token(params)}
     if problem := unsendable(message):
         raise _invalid(problem, request_id)
-    return message if request_id is None else {**message, "id": request_id}
+    return message
+
+
+def version_of(message: object) -> object:
+    """Return the version that a message names in its `_meta`, which may be anything; None: it names none."""
+    params = message.get("params") if isinstance(message, dict) else None
+    meta = params.get("_meta") if isinstance(params, dict) else None
+    return meta.get(VERSION_KEY) if isinstance(meta, dict) else None
+
+
+def cancelled(message: Mapping[str, Any]) -> str | int | None:
+    """Return the id of the request that a notification cancels; None: it cancels none."""
+    params = message.get("params")
+    if message.get("method") != "notifications/cancelled" or "id" in message or not isinstance(params, dict):
+        return None
+    return _id(params.get("requestId"))
 
 
 def overlong(value: object) -> str:
@@ -125,8 +147,30 @@ def unsendable(value: object) -> str:
     return ""
 
 
+def explained(errors: Sequence[Mapping[str, Any]]) -> str:
+    """Say the first of what pydantic has found wrong with a message's parameters.
+
+    Args:
+        errors: as it lists them; of what may be of several kinds, one for each.
+    """
+    names = [".".join(part for part in map(str, error["loc"]) if part not in _NO_NAMES) for error in errors]
+    if errors[0]["type"] == "missing":
+        return f"Invalid params: {names[0]} is missing."
+    wanted = " or ".join(
+        error["msg"].removeprefix("Input should be ")
+        for error, name in zip(errors, names, strict=True)
+        if name == names[0]
+    )
+    wanted = _OF_PYTHON.sub("object", wanted)
+    return f"Invalid params: {names[0]} is {_shown(errors[0]['input'])}; wanted {wanted}."
+
+
 def _check_params(method: object, params: dict[str, Any], request_id: str | int) -> None:
     meta = params.get("_meta")
+    if not isinstance(meta, dict | None):
+        raise BadMessageError(
+            _INVALID_PARAMS, f"Invalid params: _meta is {_shown(meta)}; wanted an object, or none.", request_id
+        )
     if isinstance(meta, dict) and (too_long := overlong(meta.get("progressToken"))):
         raise _invalid(f"the progressToken has {too_long}", request_id)
     if method == "initialize" and isinstance(meta, dict) and VERSION_KEY in meta:
@@ -141,6 +185,14 @@ def _check_params(method: object, params: dict[str, Any], request_id: str | int)
     raise BadMessageError(
         _INVALID_PARAMS, f"Invalid params: {found}; wanted params such as {_PARAMS[str(method)]}.", request_id
     )
+
+
+def _with_token(params: dict[str, Any]) -> dict[str, Any]:
+    """Return parameters whose token of progress came as 1.0, as the whole number that it is; empty: it did not."""
+    meta = params.get("_meta") or {}
+    if not isinstance(meta.get("progressToken"), float) or (token := _id(meta["progressToken"])) is None:
+        return {}
+    return {"params": {**params, "_meta": {**meta, "progressToken": token}}}
 
 
 def _wrong(params: dict[str, Any], required: Mapping[str, type], where: str = "") -> str:

@@ -10,16 +10,19 @@ from typing import TYPE_CHECKING, Any
 import mcp_types as types
 from mcp.server.lowlevel import Server
 from mcp.server.subscriptions import InMemorySubscriptionBus, ListenHandler, ToolsListChanged
+from mcp.shared.exceptions import MCPError
+from pydantic import ValidationError
 
 from local_llm_bridge.audit import UNKNOWN
 from local_llm_bridge.calls import Call
 from local_llm_bridge.express import SERVER
+from local_llm_bridge.message import explained
 from local_llm_bridge.progress import reporting
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from mcp.server.context import ServerRequestContext
+    from mcp.server.context import CallNext, HandlerResult, ServerRequestContext
 
     from local_llm_bridge.calls import Calls
 
@@ -60,6 +63,17 @@ def create_server(calls: Calls) -> tuple[Server[Any], Callable[[], None]]:
         on_subscriptions_listen=listen,
         get_tool_input_schema=calls.tools.schema,
     )
-    server.middleware.clear()  # the SDK's OpenTelemetry, on by default: work in every call, for nobody
+    # In place of the SDK's OpenTelemetry, on by default: work in every call, for nobody.
+    server.middleware[:] = [_name_wrong_params]
     calls.on_new_tools.append(lambda: bus.publish(ToolsListChanged()))
     return server, listen.close
+
+
+async def _name_wrong_params(ctx: ServerRequestContext[Any], call_next: CallNext) -> HandlerResult:
+    """Say which parameter is wrong, where the SDK says only that one is."""
+    try:
+        return await call_next(ctx)
+    except ValidationError as error:
+        raise MCPError(
+            types.INVALID_PARAMS, explained(error.errors(include_url=False, include_context=False))
+        ) from None

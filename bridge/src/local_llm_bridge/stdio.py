@@ -27,8 +27,9 @@ from local_llm_bridge.express import (
     Express,
     encode,
     read,
+    unsupported,
 )
-from local_llm_bridge.message import VERSION_KEY, checked, decode
+from local_llm_bridge.message import VERSION_KEY, cancelled, checked, decode, version_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -112,24 +113,31 @@ class Session:
         self._express = Express(calls, announces=True)
         self._write = write
         self._running: dict[str | int, asyncio.Task[None]] = {}
-        self._began_with_handshake: bool | None = None
+        self._is_modern: bool | None = None  # until a request of either era has succeeded, neither has begun
         self._handshake: Wire | None = None
         self._is_ready = False
         self._sdk: SdkSession | None = None
+        self._sdk_that_shakes: SdkSession | None = None
+        self._sdks: list[SdkSession] = []
         calls.on_new_tools.append(self._tell_of_new_tools)
 
     async def receive(self, line: bytes) -> None:
         """Take in one line."""
         try:
-            message = self._completed(decode(line))
+            message = self._completed(given := decode(line))
             request = read(message)
             if request is None:
                 message = checked(message)
+            self._check_era(message)
         except BadMessageError as error:
             self._send(error.reply)
             return
         if request and self._is_in_order(request):
+            if request.modern and message is given:
+                self._is_modern = True
             self._answer(request)
+        elif self._is_modern is None and message.get("method") == "initialize" and "id" in message:
+            await self._shake_hands(message)
         elif not self._is_told(message):
             await self._to_sdk(message)
 
@@ -137,8 +145,8 @@ class Session:
         """Wait until all that was asked has been answered."""
         while self._running:
             await asyncio.wait(self._running.values())
-        if self._sdk:
-            await self._sdk.settle()
+        for sdk in self._sdks:
+            await sdk.settle()
 
     async def close(self) -> None:
         """Stop what is running."""
@@ -146,22 +154,20 @@ class Session:
             task.cancel()
         if self._running:
             await asyncio.wait(self._running.values())
-        if self._sdk:
-            await self._sdk.close()
+        for sdk in self._sdks:
+            await sdk.close()
 
     def _completed(self, message: Any) -> Any:  # noqa: ANN401 - whatever JSON holds
         """Let a request without handshake and envelope through, as one of the protocol that needs no handshake."""
         method = message.get("method") if isinstance(message, dict) else None
         if not isinstance(method, str) or "id" not in message:
             return message
-        if method == "ping":  # says nothing of what comes
+        if method in {"ping", "initialize"} or self._is_modern is False:
             return message
-        if self._began_with_handshake is None:
-            self._began_with_handshake = method == "initialize"
-        params = message.get("params", {})
-        if self._began_with_handshake or method == "initialize" or not isinstance(params, dict):
+        params = {} if message.get("params") is None else message["params"]
+        if not isinstance(params, dict):
             return message
-        meta = params.get("_meta", {})
+        meta = {} if params.get("_meta") is None else params["_meta"]
         if not isinstance(meta, dict) or VERSION_KEY in meta:
             return message
         envelope = {VERSION_KEY: MODERN_VERSION, CAPABILITIES_KEY: {}}
@@ -170,9 +176,9 @@ class Session:
     def _is_in_order(self, request: Everyday) -> bool:
         """Whether it is the time for a request: the SDK tells those that come at the wrong one."""
         if request.modern or request.id in self._running:
-            return not self._began_with_handshake and request.id not in self._running
+            return self._is_modern is not False and request.id not in self._running
         if request.method == "initialize":
-            return self._handshake is None and self._sdk is None and bool(self._began_with_handshake)
+            return self._is_modern is None
         return self._handshake is not None or request.method == "ping"
 
     def _answer(self, request: Everyday) -> None:
@@ -183,7 +189,36 @@ class Session:
             return
         if request.method == "initialize":
             self._handshake = request.params
+            self._is_modern = False
+            self._sdk = None  # another has taken what came before, and serves no handshake any more
         self._send(self._express.answer(request))
+
+    def _check_era(self, message: Wire) -> None:
+        """Check that a request is of a version that is spoken here, and by this client.
+
+        Raises:
+            BadMessageError: it is not.
+        """
+        if self._is_modern is False or "id" not in message:
+            return
+        if message.get("method") == "initialize":
+            if self._is_modern:
+                wanted = str((message.get("params") or {}).get("protocolVersion"))[:60]
+                found = f"a handshake for {wanted!r} came after a request of {MODERN_VERSION}, which has none"
+                raise unsupported(found, wanted, message["id"])
+            return
+        version = version_of(message)
+        if isinstance(version, str) and version != MODERN_VERSION:
+            raise unsupported(f"_meta names {version[:60]!r}", version[:60], message["id"])
+
+    async def _shake_hands(self, message: Wire) -> None:
+        """Have the SDK answer an `initialize` that the quick lane does not take; if it refuses, nothing has begun."""
+        if self._sdk_that_shakes is None:
+            self._sdk_that_shakes = await self._begin_sdk()
+        await self._sdk_that_shakes.receive(message)
+        await self._sdk_that_shakes.settle()
+        if self._is_modern is False:
+            self._sdk = self._sdk_that_shakes
 
     async def _call(self, request: Everyday) -> None:
         async def send(notification: Wire) -> None:
@@ -193,14 +228,12 @@ class Session:
 
     def _is_told(self, message: Wire) -> bool:
         """Take in a notification; returns whether it was one for the quick lane."""
-        params = message.get("params")
         match message.get("method"):
             case "notifications/initialized" if "id" not in message and self._handshake and self._sdk is None:
                 self._is_ready = True
                 return True
-            case "notifications/cancelled" if "id" not in message and isinstance(params, dict):
-                request_id = params.get("requestId")
-                task = self._running.get(request_id) if isinstance(request_id, str | int) else None
+            case "notifications/cancelled" if (request_id := cancelled(message)) is not None:
+                task = self._running.get(request_id)
                 if task:
                     task.cancel()
                 return task is not None
@@ -209,10 +242,21 @@ class Session:
 
     async def _to_sdk(self, message: Wire) -> None:
         if self._sdk is None:
-            from local_llm_bridge.sdk_session import SdkSession  # noqa: PLC0415 - its import takes most of a second
-
-            self._sdk = await SdkSession.begin(self._calls, self._send, self._handshake, is_ready=self._is_ready)
+            self._sdk = await self._begin_sdk()
         await self._sdk.receive(message)
+
+    async def _begin_sdk(self) -> SdkSession:
+        from local_llm_bridge.sdk_session import SdkSession  # noqa: PLC0415 - its import takes most of a second
+
+        sdk = await SdkSession.begin(self._calls, self._from_sdk, self._handshake, is_ready=self._is_ready)
+        self._sdks.append(sdk)
+        return sdk
+
+    def _from_sdk(self, message: Wire) -> None:
+        result = message.get("result") or {}
+        if self._is_modern is None and ("protocolVersion" in result or "resultType" in result):
+            self._is_modern = "resultType" in result
+        self._send(message)
 
     async def _tell_of_new_tools(self) -> None:
         # Without a handshake, clients subscribe: the SDK tells those.
