@@ -84,6 +84,31 @@ async def test_it_is_asked_once_more_without_the_field(field: str, words: str | 
     assert first == second | {field: first[field]}
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "System role not supported",
+        "This model does not support system messages",
+        "Developer instruction is not enabled for models/gemma; system instructions are not enabled",
+        "Conversation roles must alternate user/assistant/user/assistant/...",
+        "Only user and assistant roles are supported!",
+    ],
+)
+async def test_what_the_system_says_goes_to_the_user_where_there_is_no_system(words: str) -> None:
+    class NoSystem(FakeEngine):
+        def _handle(self, connection: socket.socket) -> None:
+            request = request_of(connection)
+            self.requests.append(request)
+            body = json.dumps({"error": {"message": words}})
+            refused = request["messages"][0]["role"] == "system"
+            connection.sendall(answer("400 Bad Request", "application/json", body) if refused else self.reply)
+
+    engine = NoSystem(events(piece("hello", "stop")))
+    (result,) = await asked(Call("chat", {"message": "hi", "system": "Be brief."}), reply=engine)
+    assert wire_texts(result) == ["hello"]
+    assert engine.requests[-1]["messages"] == [{"role": "user", "content": "Be brief.\n\nhi"}]
+
+
 async def test_several_fields_are_refused_one_after_the_other() -> None:
     engine = Picky(
         max_tokens=OTHER_NAME, temperature=OPENAI.format("temperature"), stream_options="unknown: stream_options"

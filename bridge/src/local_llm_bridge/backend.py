@@ -32,7 +32,7 @@ from local_llm_bridge.limits import Slots
 from local_llm_bridge.router import Choice, Router, same_name
 from local_llm_bridge.texts import printable
 from local_llm_bridge.tool_calls import TooManyCallsError
-from local_llm_bridge.unsupported import RENAMED, unsupported_fields
+from local_llm_bridge.unsupported import RENAMED, SYSTEM, unsupported_parts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -103,7 +103,7 @@ class _Body(NamedTuple):
     json: bytes
     max_tokens: int
     unsupported: frozenset[str]
-    """Fields that the engine has refused."""
+    """What of it the engine has refused."""
     is_shortened: bool
     """Whether it has refused a longer answer."""
 
@@ -296,7 +296,7 @@ class Backend:
 
         What is read from its words holds for this call alone: they may repeat the question's, which is somebody's.
         """
-        if more := unsupported_fields(said) - body.unsupported:
+        if more := unsupported_parts(said) - body.unsupported:
             return _body(engine, request, body.max_tokens, body.unsupported | more, is_shortened=body.is_shortened)
         room = None if body.is_shortened else await self._room_after(client, engine, request, body.max_tokens, said)
         return None if room is None else _body(engine, request, room, body.unsupported, is_shortened=True)
@@ -401,9 +401,12 @@ def _body(
     is_shortened: bool = False,
 ) -> _Body:
     """Return the request as the engine gets it."""
+    messages = list(request.messages)
+    if SYSTEM in unsupported:
+        messages = _without_system(messages)
     body: dict[str, Any] = {
         "model": engine.name,
-        "messages": list(request.messages),
+        "messages": messages,
         "temperature": request.temperature,
         "max_tokens": max_tokens,
         "stream": True,
@@ -411,11 +414,18 @@ def _body(
     }
     if request.tools:
         body["tools"] = list(request.tools)
-    for field in unsupported:
+    for field in unsupported - {SYSTEM}:
         value = body.pop(field)
         if field in RENAMED:
             body[RENAMED[field]] = value
     return _Body(to_json(body), max_tokens, unsupported, is_shortened)
+
+
+def _without_system(messages: list[Message]) -> list[Message]:
+    """Put what the system says at the beginning of what the user says."""
+    said = [message["content"] for message in messages if message["role"] == "system"]
+    first, *others = [message for message in messages if message["role"] != "system"]
+    return [{**first, "content": "\n\n".join([*said, first["content"]])}, *others]
 
 
 def _names(engines: Sequence[Engine]) -> str:

@@ -1,4 +1,4 @@
-"""Which fields of a request an engine does not take, by its own words."""
+"""What of a request an engine does not take, by its own words."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import re
 
 RENAMED = {"max_tokens": "max_completion_tokens"}
 """What newer engines call a field, with the same meaning."""
+SYSTEM = "system"
+"""Stands for a message of this role, which the templates of some models refuse."""
 _DISPENSABLE = ("stream_options", "temperature")
 _UNSUPPORTED = re.compile(
     r"unsupported|not (?:\w+ )?(?:supported|allowed|permitted|recogni[sz]ed)|(?:not|n't) support|\bextra\b"
@@ -14,10 +16,15 @@ _UNSUPPORTED = re.compile(
 )
 # Words about the length may name both.
 _OTHER_NAME = r"\buse\W+{0}\b|\b{0}\W+instead\b"
+_NO_SYSTEM = re.compile(
+    r"system (?:role|prompt|message|instruction)s?\b.{0,30}\bnot (?:\w+ )?(?:supported|allowed|enabled)"
+    r"|(?:not|n't) support .{0,30}\bsystem\b|roles must alternate|only user and assistant roles",
+    re.IGNORECASE,
+)
 
 
-def unsupported_fields(said: str) -> frozenset[str]:
-    """Return what a refusal says is not supported, of the fields that a request can do without or name otherwise.
+def unsupported_parts(said: str) -> frozenset[str]:
+    """Return what a refusal says is not supported, of what a request can do without or say otherwise.
 
     Args:
         said: the engine's words.
@@ -25,5 +32,5 @@ def unsupported_fields(said: str) -> frozenset[str]:
     named = (
         {field for field in _DISPENSABLE if re.search(rf"\b{field}\b", said)} if _UNSUPPORTED.search(said) else set()
     )
-    renamed = {field for field, name in RENAMED.items() if re.search(_OTHER_NAME.format(name), said, re.IGNORECASE)}
-    return frozenset(named | renamed)
+    named |= {field for field, name in RENAMED.items() if re.search(_OTHER_NAME.format(name), said, re.IGNORECASE)}
+    return frozenset(named | {SYSTEM} if _NO_SYSTEM.search(said) else named)
