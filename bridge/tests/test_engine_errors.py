@@ -562,3 +562,46 @@ async def test_an_event_that_is_not_json_is_shown_with_what_came_before_it() -> 
     assert 'stopped in the middle of its answer (an event that is not JSON: {"id": "1", "chdata: ' in text
     assert text.endswith("half")
     assert "Is this an OpenAI-compatible server?" in await told(events(done=False) + glued)
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "said"),
+    [
+        (
+            503,
+            {"code": "model_not_found", "message": "No available channel for model m"},
+            "does not serve m there (HTTP 503: No",
+        ),
+        (
+            429,
+            {"code": "insufficient_quota", "message": "You exceeded your quota"},
+            "The account of its key is used up.",
+        ),
+        (
+            429,
+            {"message": "You exceeded your current quota, please check your plan"},
+            "The account of its key is used up.",
+        ),
+        (429, {"message": "用户余额不足"}, "The account of its key is used up."),
+    ],
+)
+async def test_what_no_waiting_ends_is_not_called_busy_and_not_asked_again(
+    status: int, error: dict[str, str], said: str
+) -> None:
+    engine = FakeEngine(of_json(f"{status} No", {"error": error}))
+    with engine.running() as url:
+        result = await ask(url, max_retries=2)
+    assert said in result["content"][0]["text"]
+    assert len(list(filter(None, engine.requests))) == 1  # besides the list of models
+
+
+async def test_a_page_that_forbids_is_not_about_the_key() -> None:
+    page = "<html><title>Attention Required!</title>Sorry, you have been blocked</html>"
+    said = await told(answer("403 Forbidden", "text/html", page))
+    assert "refused the request (HTTP 403: Attention Required! Sorry, you have been blocked). That is a page of" in said
+    assert "refused the bridge's key (HTTP 403)" in await told(of_json("403 Forbidden", {"error": "no"}))
+
+
+async def test_the_wait_that_an_engine_asks_for_is_passed_on() -> None:
+    said = await told(of_json("429 Busy", {"error": "busy"}, "retry-after: 90"))
+    assert said.endswith("Wait a little, then try again. It asks to come back in 90 s.")

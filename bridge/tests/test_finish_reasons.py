@@ -207,6 +207,40 @@ async def test_what_comes_after_the_end_changes_nothing(broken: object) -> None:
     assert wire_texts(result) == ["whole"]
 
 
+async def test_the_last_token_that_an_answer_may_have_cuts_it_off_whatever_the_engine_says() -> None:
+    for written, texts in ((2000, 2), (1999, 1), (2500, 1)):  # some engines know no limit
+        (result,) = await asked(CHAT, reply=events(piece("half"), delta("stop"), usage(9, written)))
+        assert len(wire_texts(result)) == texts
+        assert ("[Cut off after 2000 tokens." in wire_texts(result)[-1]) == (written == 2000)
+
+
+@pytest.mark.parametrize("answered", [[piece("half")], [piece("")], [delta(reasoning_content="hm")]])
+async def test_an_answer_cut_before_its_limit_says_that_something_else_was_full(answered: list[dict[str, Any]]) -> None:
+    written = 0 if answered == [piece("")] else 1000
+    (result,) = await asked(CHAT, reply=events(*answered, delta("length"), usage(3096, written)))
+    said = "send less, or give m a longer context: it had 2000 tokens and ended before. Else raise max_tokens"
+    assert said in " ".join(wire_texts(result))
+    (result,) = await asked(CHAT, reply=events(*answered, delta("length"), usage(3096, 2000)))
+    assert "send less" not in " ".join(wire_texts(result))
+
+
+async def test_an_answer_that_the_engine_took_for_thoughts_is_shown_whole() -> None:
+    thoughts = [delta(reasoning_content=f"line {number}\n") for number in range(999)]
+    (result,) = await asked(CHAT, reply=events(*thoughts, delta("stop")))
+    told, shown = wire_texts(result)
+    assert "parser of reasoning has taken it for thoughts" in told
+    assert "line 0\nline 1\n" in shown
+    (result,) = await asked(CHAT, reply=events(*thoughts, delta("length")))
+    assert "the last 2000 characters of" in wire_texts(result)[1]
+
+
+async def test_an_empty_answer_of_many_tokens_was_lost_by_the_engines_parsers() -> None:
+    (result,) = await asked(CHAT, reply=events(delta(content=None), delta("stop"), usage(10, 900)))
+    assert (
+        "It wrote 900 tokens, of which the engine passed none on: look at the engine's parsers" in wire_texts(result)[0]
+    )
+
+
 class Slow(FakeEngine):
     """Sends an answer's events one after the other, with pauses in which it might have ended."""
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 MOST_CHARACTERS = 2**20
 """Longest answer, thoughts and calls included, whatever the engine was asked for."""
 _MOST_TOKENS = 10**7
+_MISCOUNT = 8  # tokens by which engines count an answer otherwise than its limit
 _LONGEST_REASON = 40
 
 DEADLINE = "deadline"
@@ -83,6 +84,10 @@ class Completion:
     thoughts: str = ""
     thoughts_field: str = ""
     """The field that they came in; empty: in the text."""
+    context_is_full: bool = False
+    """Whether the engine says that it was cut off because of that."""
+    ended_early: bool = False
+    """Whether the engine says that it has fewer tokens than it might have."""
     remedy: str = ""
     """What makes room for a longer answer."""
 
@@ -158,18 +163,24 @@ class Answer:
         thoughts, text = split(text, separate=bool(apart))
         return apart + (thoughts or ""), text
 
-    def completion(self, model: str, routing: str, remedy: str = "") -> Completion:
-        """Return the answer as far as it has come."""
+    def completion(self, model: str, routing: str, limit: int | None = None) -> Completion:
+        """Return the answer as far as it has come.
+
+        Args:
+            model: whose it is.
+            routing: why this model.
+            limit: how many tokens it might have; None: that is of no interest.
+        """
         thoughts, text = self.received()
         reason = self.finish_reason or ""
         whole = reason in {"stop", "tool_calls"}
         if reason == "tool_calls" and not self.calls:
             reason = LOST_CALLS
-        if self._context_is_full:
-            remedy = f"send less, or give {model} a longer context: it is full"
         usage = self._usage if isinstance(self._usage, dict) else {}
         written = _count(usage.get("completion_tokens"))
         tokens = written or self.tokens  # some say that all of it was none
+        if reason == "stop" and limit is not None and written == limit:
+            reason = "length"  # which some never say
         details = usage.get("completion_tokens_details")
         thinking = (
             _thinking(details, tokens, thoughts, len(text.strip()) + self.calls.size) if thoughts or details else 0
@@ -186,7 +197,8 @@ class Answer:
             thinking_tokens=thinking,
             thoughts=thoughts,
             thoughts_field=self._thoughts_field,
-            remedy=remedy,
+            context_is_full=self._context_is_full,
+            ended_early=limit is not None and (written or (limit if self.tokens else 0)) + _MISCOUNT < limit,
         )
 
     def _add_choice(self, choice: dict[str, Any]) -> None:

@@ -264,8 +264,9 @@ class Backend:
                     if other is None:
                         raise
                     body = other
-            remedy = _more_room(engine, request, body.max_tokens)
-            completion = answer.completion(engine.name or "", choice.reason, remedy)
+            completion = answer.completion(engine.name or "", choice.reason, body.max_tokens)
+            if completion.finish_reason == "length":
+                completion = replace(completion, remedy=_more_room(engine, request, body.max_tokens, completion))
             return _checked(completion, request)
         finally:
             slots.release(time.monotonic() - answer.started)
@@ -383,13 +384,20 @@ def _wanted(engine: Engine, request: Request) -> int:
     return request.max_tokens if request.insists or engine.max_tokens is None else engine.max_tokens
 
 
-def _more_room(engine: Engine, request: Request, limit: int) -> str:
+def _more_room(engine: Engine, request: Request, limit: int, completion: Completion) -> str:
     """Say what makes room for a longer answer."""
+    if completion.context_is_full:
+        return f"send less, or give {engine.name} a longer context: it is full"
     if limit < _wanted(engine, request):
         return f"send less, or give {engine.name} a longer context: it has no room for more"
+    raised = "raise max_tokens of the model (models[].max_tokens, or LOCAL_LLM_MAX_TOKENS over stdio)"
     if request.insists:
-        return "raise max_tokens of this tool"
-    return "raise max_tokens of the model (models[].max_tokens, or LOCAL_LLM_MAX_TOKENS over stdio)"
+        raised = "raise max_tokens of this tool"
+    if completion.ended_early:  # by a limit of the engine's own, mostly that of its context
+        return (
+            f"send less, or give {engine.name} a longer context: it had {limit} tokens and ended before. Else {raised}"
+        )
+    return raised
 
 
 def _body(

@@ -10,6 +10,7 @@ import asyncio
 import functools
 import gc
 import itertools
+import math
 import select
 import time
 from contextvars import ContextVar
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     import aiohttp
 
     from local_llm_bridge.config import Engine
+    from local_llm_bridge.errors import EngineError
 
 __all__ = ["ADDRESS_HINT", "QUOTE", "BrokenStreamError", "EngineClient", "Event", "cause"]
 
@@ -68,6 +70,7 @@ _KEPT_S = 4.0
 _STALE_S = 1.0
 # So long before the deadline nothing is waited for any more that an answer does not need.
 _MARGIN_S = 0.1
+_BUSY = (429, 503)  # unless their words say that no waiting helps
 _BLANK = b"\xef\xbb\xbf \t\r\n"
 _FIELDS = (b"data:", b"event:", b"id:", b"retry:", b":")
 _LONGEST_FIELD = 6
@@ -308,16 +311,15 @@ class EngineClient:
                 return outcome
             try:
                 if not outcome.repeatable or tries > max_retries:
+                    if outcome.repeatable and outcome.wish_s:
+                        raise _with_wish(outcome.error, outcome.wish_s)
                     raise outcome.error
                 pause_s = outcome.pause_s(tries)
                 if deadline is not None and time.monotonic() + pause_s >= deadline:
                     if outcome.wish_s is None:
                         raise outcome.error
                     left_s = max(deadline - time.monotonic(), 0)
-                    raise type(outcome.error)(
-                        f"{outcome.error} It asks to come back in {pause_s:.0f} s; this call has {left_s:.0f} s left.",
-                        outcome.error.model,
-                    )
+                    raise _with_wish(outcome.error, pause_s, f"; this call has {left_s:.0f} s left")
             finally:
                 del outcome  # else its error would hold itself, through this frame, until garbage is looked for
             await asyncio.sleep(pause_s)
@@ -359,8 +361,9 @@ class EngineClient:
         headers = {key.lower(): value for key, value in response.headers.items()}
         if not is_encoded:
             headers.pop("content-encoding", None)
-        repeatable = status_is_repeatable(response.status, headers, harmless=harmless)
         error = refused(response.status, headers, body[:_MOST_OF_REFUSAL], self._engine)
+        is_final = response.status in _BUSY and isinstance(error, EngineRefusedError)
+        repeatable = not is_final and status_is_repeatable(response.status, headers, harmless=harmless)
         return Failure(error, repeatable, wish_of(headers))
 
     async def _connect(self, request: _Request) -> aiohttp.ClientResponse:
@@ -543,6 +546,10 @@ class _Answer:
             else:
                 self._is_whole = True
         return choices
+
+
+def _with_wish(error: EngineError, wish_s: float, more: str = "") -> EngineError:
+    return type(error)(f"{error} It asks to come back in {math.ceil(wish_s)} s{more}.", error.model)
 
 
 def _has_ended(choice: Any) -> bool:  # noqa: ANN401 - it came over the wire

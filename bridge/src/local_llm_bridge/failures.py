@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 MORE_TIME = "raise timeout_s (serve) or OPENAI_TIMEOUT (stdio)"
 """What gives a call more time."""
 _QUOTED_THOUGHTS = 2000
+_FEW_TOKENS = 16  # that an empty answer may have
 
 
 def silent(engine: Engine, timeout_s: float, tokens: int = 0) -> EngineTimeoutError:
@@ -93,12 +94,18 @@ def only_thoughts(completion: Completion, timeout_s: float = 0) -> OnlyThoughtsE
             remedy = f"To let it finish, {completion.remedy}."
         case reason:
             text = f"spent {tokens} on thinking and ended without an answer (finish reason: {reason})"
-            remedy = "Ask again, or in another way. If it keeps happening, look at the engine's settings for reasoning."
+            remedy = (
+                "Ask again, or in another way. If what follows is its answer, the engine's parser of reasoning has "
+                "taken it for thoughts: look at its settings."
+            )
     notes: tuple[str, ...] = ()
     if completion.thoughts.strip():
         shown = completion.thoughts.strip()
-        cut = f", the last {_QUOTED_THOUGHTS} characters of {len(shown)}" if len(shown) > _QUOTED_THOUGHTS else ""
-        notes = (f"[The model's thinking, which is not an answer{cut}:]\n\n{shown[-_QUOTED_THOUGHTS:]}",)
+        cut = ""
+        if len(shown) > _QUOTED_THOUGHTS and not completion.whole:
+            cut = f", the last {_QUOTED_THOUGHTS} characters of {len(shown)}"
+            shown = shown[-_QUOTED_THOUGHTS:]
+        notes = (f"[The model's thinking, which is not an answer{cut}:]\n\n{shown}",)
     return OnlyThoughtsError(f"The model {completion.model} {text}. {remedy}", completion.model, notes)
 
 
@@ -111,6 +118,11 @@ def empty(completion: Completion) -> EngineAnswerError:
             remedy = "The engine gave it up: try again; if it happens again, look at its log."
         case "content_filter":
             remedy = "The engine's content filter held it back: ask in other words, or ask another model."
+        case _ if (completion.completion_tokens or 0) > _FEW_TOKENS:
+            remedy = (
+                f"It wrote {completion.completion_tokens} tokens, of which the engine passed none on: look at the "
+                "engine's parsers of reasoning and of tool calls."
+            )
         case _:
             remedy = "Ask in another way, or try again."
     return EngineAnswerError(

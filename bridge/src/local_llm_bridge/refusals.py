@@ -60,6 +60,15 @@ _NOT_SEEN = re.compile(r"<!--.*?-->|<(script|style)\b.*?</\1>|<[^<>]*>", re.DOTA
 _WANTS_TLS = re.compile(
     r"HTTP request (?:was sent )?to (?:an? )?(?:HTTPS|SSL|TLS)|speaking plain HTTP to an SSL", re.IGNORECASE
 )
+# What one-api and OpenAI call busy, and no waiting ends.
+_UNPAID = re.compile(
+    r"insufficient.{0,20}(?:quota|balance|credit|funds)|exceeded your current quota|\bbilling\b|arrearage"
+    r"|余额不足|欠费",
+    re.IGNORECASE,
+)
+_UNKNOWN_MODEL = re.compile(
+    r"no available channel|model_not_found|\bmodel\b.{0,100}(?:not found|does not exist)", re.IGNORECASE
+)
 _KEY_PART = 8  # so many characters of the key in a row give it away
 
 
@@ -120,6 +129,7 @@ def refused(status: int, headers: Mapping[str, str], body: bytes, engine: Engine
     # What came compressed although it was not to be is not unpacked, so it has no words.
     words = "" if "content-encoding" in headers else without_key(words_of(body), engine.api_key)
     code = f"HTTP {status}{': ' if words else ''}{words}"
+    said = f"{words} {body[:_READ].decode(errors='replace')}"
     where = f"The model server at {engine.url}"
     if engine.proxy and proxy_answered(status, headers, body):
         return EngineLinkError(refused_by_proxy(engine.proxy, engine.url, code), engine.name)
@@ -129,21 +139,30 @@ def refused(status: int, headers: Mapping[str, str], body: bytes, engine: Engine
             f"redirect: it would take the question and the key elsewhere. {ADDRESS_HINT}",
             engine.name,
         )
+    kind: type[EngineError] = EngineRefusedError
     match status:
-        case 401 | 403:
-            says = f" It says: {words}." if words else ""
-            return EngineKeyError(f"{where} refused the bridge's key (HTTP {status}).{says} {_KEY_HINT}", engine.name)
-        case 404:
-            what = f"does not serve {engine.name} there" if engine.name else "has nothing there"
-            return EngineMissingError(f"{where} {what} ({code}). {ADDRESS_HINT}", engine.name)
-        case 429 | 503:
-            return EngineBusyError(
-                f"{where} is busy or still loading ({code}). Wait a little, then try again.", engine.name
+        case 403 if body.lstrip()[:1] == b"<":
+            text = (
+                f"refused the request ({code}). That is a page of what stands before it, which may not like the "
+                "text of the question: look at the log there."
             )
+        case 401 | 403:
+            kind = EngineKeyError
+            text = f"refused the bridge's key (HTTP {status}).{f' It says: {words}.' if words else ''} {_KEY_HINT}"
+        case 429 | 503 if _UNPAID.search(said):
+            text = f"refused the request ({code}). The account of its key is used up. {_KEY_HINT}"
+        case 404 | 429 | 503 if status == 404 or _UNKNOWN_MODEL.search(said):  # noqa: PLR2004
+            kind = EngineMissingError
+            what = f"does not serve {engine.name} there" if engine.name else "has nothing there"
+            text = f"{what} ({code}). {ADDRESS_HINT}"
+        case 429 | 503:
+            kind = EngineBusyError
+            text = f"is busy or still loading ({code}). Wait a little, then try again."
         case _:
             side = "failed" if status >= 500 else "refused the request"  # noqa: PLR2004
             todo = " Write https:// instead of http:// in its address." if _WANTS_TLS.search(words) else ""
-            return EngineRefusedError(f"{where} {side} ({code}).{todo}", engine.name)
+            text = f"{side} ({code}).{todo}"
+    return kind(f"{where} {text}", engine.name)
 
 
 def unreachable(error: Exception, engine: Engine) -> EngineError:
