@@ -224,6 +224,19 @@ async def test_an_answer_cut_before_its_limit_says_that_something_else_was_full(
     assert "send less" not in " ".join(wire_texts(result))
 
 
+@pytest.mark.parametrize("end", [delta("stop"), delta("stop", content="The capital of France is Paris.")])
+async def test_all_of_an_answer_once_more_at_its_end_is_one(end: dict[str, Any]) -> None:
+    whole = "The capital of France is Paris."
+    pieces = [piece("The capital"), piece(" of France"), piece(" is Paris.")]
+    again = [piece(whole)] if end == delta("stop") else []
+    (result,) = await asked(CHAT, reply=events(*pieces, *again, end))
+    assert wire_texts(result) == [whole]
+    (result,) = await asked(CHAT, reply=events(piece("1"), piece("0"), piece("10"), delta("stop")))
+    assert wire_texts(result) == ["1010"]
+    (result,) = await asked(CHAT, reply=events(piece(whole), piece(whole), delta("stop")))
+    assert wire_texts(result) == [whole * 2]
+
+
 async def test_an_answer_that_the_engine_took_for_thoughts_is_shown_whole() -> None:
     thoughts = [delta(reasoning_content=f"line {number}\n") for number in range(999)]
     (result,) = await asked(CHAT, reply=events(*thoughts, delta("stop")))

@@ -228,3 +228,24 @@ async def test_a_real_model_calls_a_tool(engine: str, tmp_path: Path) -> None:
     ran = texts_of(result)[1]
     assert "get_weather(" in ran
     assert '"Paris"' in ran
+
+
+@pytest.mark.parametrize(
+    ("text", "looks_like_a_call"),
+    [
+        ('{"name": "helper", "arguments": {"q": "x"}}', True),
+        ('```json\n{"name": "helper", "arguments": {}}\n```', True),
+        ('<tool_call>\n{"name": "helper"}\n</tool_call>', True),
+        ("<function=helper><parameter=q>x</parameter></function>", True),
+        ("<\uff5ctool\u2581calls\u2581begin\uff5c>helper", True),
+        ("The helper is named so.", False),
+    ],
+)
+async def test_a_call_that_came_as_text_is_told(tmp_path: Path, text: str, *, looks_like_a_call: bool) -> None:
+    with scripted(events(piece(text, "stop"))) as (url, _):
+        folder = tools_folder(tmp_path, HELPER, AGENT)
+        async with stdio(LOCAL_API_URL=url, MODEL_NAME="m", LOCAL_LLM_TOOLS_DIR=folder) as client:
+            result = await client.call_tool("agent", {"q": "question"})
+    assert texts_of(result)[0] == text
+    assert texts_of(result)[1].startswith("[The model ran nothing.")
+    assert ("the engine has not read as one" in texts_of(result)[1]) == looks_like_a_call

@@ -8,7 +8,20 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from local_llm_bridge.answer import Answer
-from tests.services import FakeEngine, delta, events, piece, records, serving, text_of, usage, wait_for
+from local_llm_bridge.calls import Call
+from tests.services import (
+    FakeEngine,
+    asked,
+    delta,
+    events,
+    piece,
+    records,
+    serving,
+    text_of,
+    usage,
+    wait_for,
+    wire_texts,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -97,3 +110,16 @@ async def test_neither_the_counters_nor_the_records_take_a_lie(engine: FakeEngin
     wait_for(lambda: len(records(bridge.log.read_text())) == len(WRONG))
     for record in records(bridge.log.read_text()):
         assert (record["prompt_tokens"], record["completion_tokens"]) == (None, 1)
+
+
+async def test_a_question_of_which_the_engine_has_read_little_is_told() -> None:
+    def question(size: int) -> Call:
+        return Call("chat", {"message": "word " * (size // 5)})
+
+    for size, read, notes in ((40_000, 2050, 1), (40_000, 8000, 0), (40_000, None, 0), (800, 20, 0)):
+        (result,) = await asked(question(size), reply=events(piece("hello"), delta("stop"), usage(read, 1)))
+        assert len(wire_texts(result)) == 1 + notes
+    (result,) = await asked(question(40_000), reply=events(piece("hello"), delta("stop"), usage(2050, 1)))
+    assert (
+        "it has read 2050 tokens of about 10000: it may have dropped the rest. Give m a longer" in wire_texts(result)[1]
+    )

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 MOST_CHARACTERS = 2**20
 """Longest answer, thoughts and calls included, whatever the engine was asked for."""
 _MOST_TOKENS = 10**7
+_LONG_PIECE = 20  # characters of a last piece that no model writes twice by chance
 _MISCOUNT = 8  # tokens by which engines count an answer otherwise than its limit
 _LONGEST_REASON = 40
 
@@ -114,6 +115,7 @@ class Answer:
         self._text = StringIO()
         self._thoughts = StringIO()
         self._thoughts_field = ""
+        self._last = ""
         self._usage: Any = None
         self._in_messages = False
         self._goes_on = False  # each piece has a finish reason
@@ -137,6 +139,7 @@ class Answer:
         if is_text and not (choice.get("finish_reason") or event.get("usage") or event.get("error")):
             self._text.write(content)  # and nothing else, as in nearly all events
             self.tokens += 1
+            self._last = content
         elif event:
             self._add_event(event)
 
@@ -156,6 +159,9 @@ class Answer:
     def received(self) -> tuple[str, str]:
         """Return what the model thought and what it answered so far."""
         apart, text = self._thoughts.getvalue(), self._text.getvalue()
+        is_long = len(self._last) > _LONG_PIECE and self.tokens > 2  # noqa: PLR2004 - pieces, and all of them once more
+        if is_long and len(text) == 2 * len(self._last) and text.startswith(self._last):
+            text = self._last  # all of it once more, at its end
         if not any(sign in text for sign in _SIGNS):
             return apart, text
         from local_llm_bridge.thoughts import split  # noqa: PLC0415 - few texts need its patterns
@@ -214,6 +220,7 @@ class Answer:
             if content:
                 self._text.write(content)
                 self.tokens += 1
+                self._last = content
             if len(delta) == 1:
                 return
         elif content:

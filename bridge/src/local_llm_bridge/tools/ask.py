@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from local_llm_bridge import answer
 from local_llm_bridge.backend import Request
+from local_llm_bridge.context import estimate
 from local_llm_bridge.errors import BadArgumentsError, CallError
 from local_llm_bridge.failures import MORE_TIME
 from local_llm_bridge.tools.check import check
@@ -25,6 +27,13 @@ MODEL_ARGUMENTS: dict[str, Any] = {
 }
 """Arguments of every tool that asks a model."""
 _QUOTED = 2000
+# A question of which so little was read has lost a part, unless it is mostly blank. In characters, and as a part.
+_LEAST_READ, _READ_PART = 8000, 0.4
+# How models write calls.
+_CALL = re.compile(
+    r"\s*(?:```\w*\s*)?"
+    r"(?:<tool_call>|<function=|<\|python_tag\|>|<\uff5ctool|\[TOOL_CALLS\]|\{\s*\"(?:name|function|tool)\"\s*:)"
+)
 # DeepSeek and Kimi refuse calls in a conversation without the thoughts that led to them.
 _GIVEN_BACK = ("reasoning_content", "reasoning")
 
@@ -85,7 +94,7 @@ async def ask(
     )
     if not granted:
         completion = await context.backend.complete(request)
-        return Result(completion.text, completion, _notes(completion))
+        return Result(completion.text, completion, (*_notes(completion), *_note_on_reading(request, completion)))
     return await _converse(context, request, {tool.name: tool for tool in granted}, rounds)
 
 
@@ -122,9 +131,34 @@ async def _converse(context: Context, request: Request, granted: dict[str, Tool]
             messages.append({"role": "tool", "tool_call_id": call.id, "content": text})
             ran.append(f"{_shown(call)}\n{text}")
     report = "\n\n".join(f"{number}. {entry}" for number, entry in enumerate(ran, 1))
-    notes = (f"[What the model ran:]\n\n{report}",) if ran else ("[The model ran nothing.]",)
+    notes = (f"[What the model ran:]\n\n{report}",) if ran else (f"[The model ran nothing.{_unread(completion.text)}]",)
     completion = replace(completion, prompt_tokens=read, completion_tokens=before)
     return Result(completion.text, completion, (*_notes(completion), *notes), {"tool_calls": len(ran)})
+
+
+def _unread(text: str) -> str:
+    """Say that a text may be a call of a tool; empty: it does not look like one."""
+    if _CALL.match(text) is None:
+        return ""
+    return (
+        " This looks like a call that the engine has not read as one: it needs its parser of this model's calls "
+        "(vLLM: --enable-auto-tool-choice and --tool-call-parser; llama.cpp: --jinja)."
+    )
+
+
+def _note_on_reading(request: Request, completion: Completion) -> tuple[str, ...]:
+    """Say that the engine has read much less than it was sent, as Ollama does without a word."""
+    size = sum(len(message["content"]) for message in request.messages)
+    if completion.prompt_tokens is None or size < _LEAST_READ:
+        return ()
+    sent = estimate(request.messages)
+    if completion.prompt_tokens > sent * _READ_PART:
+        return ()
+    note = (
+        f"[The engine says that it has read {completion.prompt_tokens} tokens of about {sent}: it may have dropped the "
+        f"rest. Give {completion.model} a longer context (Ollama: OLLAMA_CONTEXT_LENGTH), or send less.]"
+    )
+    return (note,)
 
 
 def _function(tool: Tool) -> dict[str, Any]:
