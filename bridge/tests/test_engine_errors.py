@@ -605,3 +605,15 @@ async def test_a_page_that_forbids_is_not_about_the_key() -> None:
 async def test_the_wait_that_an_engine_asks_for_is_passed_on() -> None:
     said = await told(of_json("429 Busy", {"error": "busy"}, "retry-after: 90"))
     assert said.endswith("Wait a little, then try again. It asks to come back in 90 s.")
+
+
+@pytest.mark.parametrize(
+    ("head", "body"),
+    [
+        ("transfer-encoding: chunked\r\ncontent-length: 5", b"5\r\nhello\r\n0\r\n\r\n"),
+        ("content-length: 99999", events(piece("half"), done=False).partition(b"\r\n\r\n")[2]),
+    ],
+)
+async def test_no_status_is_told_that_no_server_has_sent(head: str, body: bytes) -> None:
+    reply = f"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n{head}\r\n\r\n".encode() + body
+    assert "400" not in await told(reply)

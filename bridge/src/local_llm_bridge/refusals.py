@@ -69,6 +69,7 @@ _UNPAID = re.compile(
 _UNKNOWN_MODEL = re.compile(
     r"no available channel|model_not_found|\bmodel\b.{0,100}(?:not found|does not exist)", re.IGNORECASE
 )
+_NO_STATUS = re.compile(r"^400, message:\s*")
 _KEY_PART = 8  # so many characters of the key in a row give it away
 
 
@@ -218,7 +219,8 @@ def cause(error: BaseException) -> str:
         error = inner
     if isinstance(error, OSError) and error.errno and error.errno > 0:
         return os.strerror(error.errno)
-    return _line(str(error) or type(error).__name__)
+    # aiohttp puts a status before its own words, which no server has sent.
+    return _line(_NO_STATUS.sub("", str(error)) or type(error).__name__)
 
 
 def _is_error(document: Mapping[str, Any]) -> bool:
