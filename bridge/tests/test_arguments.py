@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from local_llm_bridge.errors import BadArgumentsError
+from local_llm_bridge.readings import as_object
 from local_llm_bridge.tools import chat
 from local_llm_bridge.tools import check as check_module
 from local_llm_bridge.tools.check import MOST_MATCHED, MOST_VALIDATED, MOST_VALUES, check
-from local_llm_bridge.tools.readings import as_object
 from local_llm_bridge.tools.tool import Tool
 from tests.services import MODEL, FakeEngine, events, piece, piped, serving
 

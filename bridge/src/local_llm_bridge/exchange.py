@@ -374,7 +374,8 @@ def _version(message: object, headers: Mapping[str, str]) -> str | None:
         BadMessageError: nobody here speaks it, or the message is none.
     """
     named = headers.get("mcp-protocol-version")
-    if named is None or (isinstance(message, dict) and message.get("method") == "initialize"):
+    is_handshake = isinstance(message, dict) and message.get("method") == "initialize" and version_of(message) is None
+    if named is None or is_handshake:
         return None  # a handshake settles the version, whatever the client speaks at best
     versions = {version.strip() for version in named.split(",")}  # clients and proxies say it twice
     version = max(versions)

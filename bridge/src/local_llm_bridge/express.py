@@ -20,7 +20,7 @@ from local_llm_bridge.calls import Call, Calls, Wire
 from local_llm_bridge.errors import BadMessageError
 from local_llm_bridge.message import VERSION_KEY, overlong
 from local_llm_bridge.progress import reporting
-from local_llm_bridge.tools.readings import as_object
+from local_llm_bridge.readings import as_object
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -96,8 +96,7 @@ def unsupported(found: str, version: str, request_id: str | int | None) -> BadMe
         request_id: of the message.
     """
     text = f"Unsupported protocol version: {found}; this bridge speaks {', '.join(_VERSIONS)}."
-    # A client chooses from these what to say next: with one of a handshake among them, it begins that.
-    data = {"supported": list(_VERSIONS), "requested": version}
+    data = {"supported": [MODERN_VERSION], "requested": version}  # the same as server/discover says
     error = BadMessageError(_UNSUPPORTED, text, request_id)
     error.reply = {**error.reply, "error": {"code": _UNSUPPORTED, "message": text, "data": data}}
     return error

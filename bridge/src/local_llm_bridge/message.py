@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic_core import PydanticSerializationError, to_json
 
 from local_llm_bridge.errors import BadMessageError, RefusedRequestError
-from local_llm_bridge.tools.readings import as_object, is_whole
+from local_llm_bridge.readings import as_object, is_whole
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
