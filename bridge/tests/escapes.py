@@ -582,7 +582,7 @@ def take():
         for place in range(2048):
             fcntl.lockf(kept[-1], fcntl.LOCK_EX, 1, 2 * place)
         yield 2048 / 4096
-in_processes(12, take, 60)
+in_processes(12, take, 200)  # of 360; 256 are allowed, and a fast machine has 60 before it is looked at twice
 """,
         limits=("memory",),
         needs_cgroup=True,
