@@ -197,8 +197,11 @@ async def test_a_call_is_cancelled_only_where_no_other_can_be_meant(
     cancels = Cancels()
 
     async def call() -> None:
-        with cancels.running("alice", "here", 7):
+        running = cancels.begin("alice", "here", 7)
+        try:
             await asyncio.Event().wait()
+        finally:
+            cancels.end(running)
 
     for other, number in others:
         cancels.see(other, "here", {"id": number})
@@ -217,8 +220,11 @@ async def test_of_two_calls_with_the_same_id_neither_is_cancelled() -> None:
 
     async def call(client: str) -> None:
         cancels.see("alice", client, {"id": 7})
-        with cancels.running("alice", client, 7):
+        running = cancels.begin("alice", client, 7)
+        try:
             await asyncio.Event().wait()
+        finally:
+            cancels.end(running)
 
     tasks = [asyncio.ensure_future(call(client)) for client in ("here", "there")]
     await asyncio.sleep(0)

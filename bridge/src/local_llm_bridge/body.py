@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from local_llm_bridge.errors import RefusedRequestError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import Mapping
 
     from starlette.types import Receive, Scope
 
@@ -46,11 +45,10 @@ class Receiver:
         self._large = large
         self._places: defaultdict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(_LARGE_AT_ONCE))
 
-    @asynccontextmanager
-    async def received(
+    async def receive(
         self, receive: Receive, scope: Scope, headers: Mapping[str, str], developer: str
-    ) -> AsyncIterator[bytes | None]:
-        """Give the body, to be parsed before the context ends; None: the client has gone before the body's end.
+    ) -> tuple[bytes | None, asyncio.Semaphore | None]:
+        """Return the body, and the place to be released once it has been parsed, if it has one.
 
         Args:
             receive: gives its parts.
@@ -58,24 +56,12 @@ class Receiver:
             headers: of the request.
             developer: who sends it.
 
+        Returns:
+            No body, if the client has gone before its end.
+
         Raises:
             RefusedRequestError: it is too large or too slow, or the developer has sent too many large ones.
         """
-        places: list[asyncio.Semaphore] = []
-        try:
-            yield await self._receive(receive, scope, headers, developer, places)
-        finally:
-            for place in places:
-                place.release()
-
-    async def _receive(
-        self,
-        receive: Receive,
-        scope: Scope,
-        headers: Mapping[str, str],
-        developer: str,
-        places: list[asyncio.Semaphore],
-    ) -> bytes | None:
         most = MAX_BODY if headers.get("mcp-method", "tools/call") == "tools/call" else SMALL_BODY
         length = headers.get("content-length", "")
         declared = int(length) if length.isdecimal() else 0
@@ -83,22 +69,24 @@ class Receiver:
             raise RefusedRequestError(413, f"The request has {declared} bytes, the most is {most}. Send less.")
         if scope.get(IS_WHOLE) and 0 < declared <= SMALL_BODY:  # as nearly always
             message = await receive()
-            return message.get("body", b"") if message["type"] == "http.request" else None
+            return message.get("body", b"") if message["type"] == "http.request" else None, None
         loop = asyncio.get_running_loop()
         started = loop.time()
         parts: list[bytes] = []
         size = 0
+        place: asyncio.Semaphore | None = None
+        body: bytes | None = None
         try:
             async with asyncio.timeout_at(started + _GRACE_S) as timeout:
                 while True:
-                    if max(size, declared) > SMALL_BODY and not places:
+                    if max(size, declared) > SMALL_BODY and place is None:
                         self._count(developer)
                         waiting = self._places[developer]
                         await waiting.acquire()
-                        places.append(waiting)
+                        place = waiting
                     message = await receive()
                     if message["type"] != "http.request":
-                        return None
+                        return None, None
                     part = message.get("body", b"")
                     parts.append(part)
                     size += len(part)
@@ -107,14 +95,18 @@ class Receiver:
                             413, f"The request has more than {most} bytes. Send less.", {"Connection": "close"}
                         )
                     if not message.get("more_body"):
-                        return b"".join(parts)
+                        body = b"".join(parts)
+                        return body, place
                     timeout.reschedule(started + min(_GRACE_S + size / _SLOWEST, _LONGEST_S))
         except TimeoutError:
             took = f"{loop.time() - started:.0f} s"
-            problem = f"The request's body is too slow: {size} bytes came in {took}."
-            if max(size, declared) > SMALL_BODY and not places:
-                problem = f"{developer} has sent so many large requests that this one has waited {took} for its turn."
+            waited = f"{developer} has sent so many large requests that this one has waited {took} for its turn."
+            slow = f"The request's body is too slow: {size} bytes came in {took}."
+            problem = slow if place or max(size, declared) <= SMALL_BODY else waited
             raise RefusedRequestError(408, f"{problem} Send it again.", {"Connection": "close"}) from None
+        finally:
+            if place and body is None:
+                place.release()
 
     def _count(self, developer: str) -> None:
         if wait_s := self._large.take(developer):

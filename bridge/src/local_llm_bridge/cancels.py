@@ -11,15 +11,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from local_llm_bridge.message import cancelled
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from local_llm_bridge.calls import Wire
 
 _LONGEST_S = 3600
@@ -28,15 +25,17 @@ _MOST = 10_000
 """Of how many requests of a developer the ids are remembered; of whoever sends more in an hour nothing is cancelled."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Running:
     """A call that its client may cancel.
 
     Args:
+        key: its developer and its id.
         client: all that is known of it.
         task: runs the call.
     """
 
+    key: tuple[str, str | int]
     client: object
     task: asyncio.Task[object]
     is_cancelled: bool = False
@@ -62,18 +61,18 @@ class Cancels:
         elif (request_id := cancelled(message)) is not None:
             self._cancel(developer, client, request_id)
 
-    @contextmanager
-    def running(self, developer: str, client: object, request_id: str | int) -> Iterator[Running]:
-        """Let the call that this task runs be cancelled as long as the context lasts: by CancelledError."""
-        running = Running(client, asyncio.current_task())  # type: ignore[arg-type]
-        calls = self._running.setdefault((developer, request_id), [])
-        calls.append(running)
-        try:
-            yield running
-        finally:
-            calls.remove(running)
-            if not calls:
-                del self._running[developer, request_id]
+    def begin(self, developer: str, client: object, request_id: str | int) -> Running:
+        """Let the call that this task runs be cancelled until its end: by CancelledError."""
+        running = Running((developer, request_id), client, cast("asyncio.Task[object]", asyncio.current_task()))
+        self._running.setdefault(running.key, []).append(running)
+        return running
+
+    def end(self, running: Running) -> None:
+        """Take note of the end of a call."""
+        calls = self._running[running.key]
+        calls.remove(running)
+        if not calls:
+            del self._running[running.key]
 
     def _ask(self, developer: str, request_id: str | int) -> None:
         asked = self._asked.setdefault(developer, deque(maxlen=_MOST))

@@ -96,7 +96,8 @@ class Exchange:
         try:
             await self._answer(scope, headers, receive, send)
         finally:
-            self._large.leave(scope["caller"].developer, scope.get(_LARGE, 0))
+            if size := scope.get(_LARGE):
+                self._large.leave(scope["caller"].developer, size)
 
     async def _answer(self, scope: Scope, headers: Mapping[str, str], receive: Receive, send: Send) -> None:
         developer = scope["caller"].developer
@@ -104,10 +105,14 @@ class Exchange:
         takes_json, takes_events = _accepted(headers.get("accept") or "*/*")
         if not (takes_json or takes_events):
             raise RefusedRequestError(406, f"Answers are JSON, or events. Send 'Accept: {_BOTH}'.")
-        async with self._receiver.received(receive, scope, headers, developer) as body:
-            if body is None:
-                return  # the client has gone
+        body, place = await self._receiver.receive(receive, scope, headers, developer)
+        if body is None:
+            return  # the client has gone
+        try:
             message = await self._parse_large(body, scope) if len(body) > SMALL_BODY else parse(body)
+        finally:
+            if place:
+                place.release()
         method = message.get("method") if isinstance(message, dict) else None
         if len(body) > SMALL_BODY and method != "tools/call":
             raise RefusedRequestError(413, f"Only tools/call may have more than {SMALL_BODY} bytes. Send less.")
@@ -177,13 +182,15 @@ class Exchange:
         self, request_id: str | int, client: object, scope: Scope, receive: Receive, reply: _SdkReply
     ) -> None:
         """Have the SDK run a call; the client may cancel it."""
+        running = self._cancels.begin(scope["caller"].developer, client, request_id)
         try:
-            with self._cancels.running(scope["caller"].developer, client, request_id) as running:
-                await self._sdk(scope, receive, reply)
+            await self._sdk(scope, receive, reply)
         except asyncio.CancelledError:
             if not running.is_cancelled:
                 raise
             await reply.end(_cancelled(request_id))
+        finally:
+            self._cancels.end(running)
 
     async def _call(self, request: Everyday, client: object, scope: Scope, reply: _Reply) -> None:
         """Run a call; it ends at once when the client goes away, or cancels it."""
@@ -197,9 +204,12 @@ class Exchange:
 
         task = cast("asyncio.Task[None]", asyncio.current_task())
         scope[ON_LOSS](end)
+        running = self._cancels.begin(scope["caller"].developer, client, request.id)
         try:
-            with self._cancels.running(scope["caller"].developer, client, request.id) as running:
+            try:
                 answer = await self._express.call(request, reply.event, scope["caller"], scope["model"])
+            finally:
+                self._cancels.end(running)
             await reply.end(answer)
         except asyncio.CancelledError:
             if running.is_cancelled:
@@ -374,7 +384,10 @@ def _version(message: object, headers: Mapping[str, str]) -> str | None:
         BadMessageError: nobody here speaks it, or the message is none.
     """
     named = headers.get("mcp-protocol-version")
-    is_handshake = isinstance(message, dict) and message.get("method") == "initialize" and version_of(message) is None
+    method = message.get("method") if isinstance(message, dict) else None
+    if named in _VERSIONS and method != "initialize":
+        return named
+    is_handshake = method == "initialize" and version_of(message) is None
     if named is None or is_handshake:
         return None  # a handshake settles the version, whatever the client speaks at best
     versions = {version.strip() for version in named.split(",")}  # clients and proxies say it twice
