@@ -11,6 +11,7 @@ import pytest
 from local_llm_bridge.calls import Calls
 from local_llm_bridge.config import CacheSettings, Engine, Settings
 from local_llm_bridge.express import Express, read
+from local_llm_bridge.message import checked
 from local_llm_bridge.sdk_session import SdkSession
 from tests.services import FakeEngine, events, piece
 
@@ -162,3 +163,10 @@ async def test_what_the_sdk_refuses_is_not_for_the_quick_lane(calls: Calls, requ
         (slow,) = await by_the_sdk(calls, changed)
         assert quick == slow, changed
     assert taken > 3
+
+
+def test_a_token_of_progress_that_came_as_a_float_is_the_whole_number_that_it_is() -> None:
+    call = {**CALL, "_meta": {"progressToken": 2.0}}
+    request = read(checked({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": call}))
+    assert request is not None
+    assert repr(request.progress_token) == "2"

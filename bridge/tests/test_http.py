@@ -634,13 +634,6 @@ def test_which_parameter_the_sdk_takes_for_wrong_is_told(bridge: Bridge, method:
     assert error["message"].startswith(f"Invalid params: {said}")
 
 
-def test_a_token_of_progress_that_came_as_a_float_is_taken(bridge: Bridge) -> None:
-    call = b'"tools/call", "params": {"name": "chat", "arguments": {"message": "ping", "fresh": true}, "_meta": %s}'
-    body = PING.replace(b'"ping"', call % b'{"progressToken": 2.0}')
-    _, text, _ = bridge.http("/mcp", method="POST", headers=HEADERS, data=body)
-    assert '"method":"notifications/progress","params":{"progressToken":2,' in text
-
-
 @dataclass
 class Late(FakeEngine):
     """Answers after so many seconds."""
