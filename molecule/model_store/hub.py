@@ -1,8 +1,8 @@
 """A stand-in for Hugging Face and ModelScope, because the real hubs cannot be reached from a test.
 
 It has their URLs and their ways: a download is redirected to a CDN under another name, which serves ranges. What it
-adds is trouble: one repository is cut off again and again, one is gated, one serves damaged files, one pauses.
-Every request is logged with what a test wants to know of it.
+adds is trouble: one repository is cut off again and again, one is gated, one serves damaged files, one is slow and
+waits before its end. Every request is logged with what a test wants to know of it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from urllib.parse import parse_qs, urlsplit
 CUT = 1_500_000  # bytes after which a connection is cut
 CHUNK = 100_000  # bytes
 FILE = Path("/srv/hub/qwen2-tiny.gguf")
-GO_ON = Path("/srv/hub/go-on")  # ends the pause
+GO_ON = Path("/srv/hub/go-on")  # ends the wait
 LOG = Path("/srv/hub/requests.jsonl")
 
 
@@ -76,9 +76,11 @@ class Hub(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         end = min(len(data), start + CUT) if repository == "tiny/cut" else len(data)
         for at in range(start, end, CHUNK):
-            self.wfile.write(data[at : min(at + CHUNK, end)])
-            while repository == "tiny/pausing" and at > end / 2 and not GO_ON.exists():
+            if repository == "tiny/slow":
                 time.sleep(0.5)
+                while at + CHUNK >= end and not GO_ON.exists():
+                    time.sleep(0.5)
+            self.wfile.write(data[at : min(at + CHUNK, end)])
         self.close_connection = True
 
     def log_message(self, *_: object) -> None:

@@ -101,15 +101,15 @@ def test_a_damaged_file_is_brought_in_again(guest: Callable[..., Host]) -> None:
 def test_a_download_goes_on_when_ansible_is_gone(guest: Callable[..., Host]) -> None:
     one = guest("debian13")
     model = {
-        "name": "pausing",
+        "name": "slow",
         "source": "huggingface",
-        "repository": "tiny/pausing",
+        "repository": "tiny/slow",
         "revision": "0123456789abcdef0123456789abcdef01234567",
         "files": MANIFEST,
     }
     args = ["--limit=debian13", f"--extra-vars={json.dumps({'model_store_models': [model]})}"]
-    partial = one.file(f"{STORE}/.partial/pausing.{FILE['sha256']}")
-    final = one.file(f"{STORE}/pausing/{FILE['path']}")
+    partial = one.file(f"{STORE}/.partial/slow.{FILE['sha256']}")
+    final = one.file(f"{STORE}/slow/{FILE['path']}")
 
     first = play("converge.yml", *args)
     assert first.stdout
