@@ -40,7 +40,7 @@ CLIENTS = 64
 DEVELOPERS = 8
 KILLS = 3
 DOWN_S = 5.0
-# As long as it takes until the most that calls at one time can hold has been held: malloc keeps what lies between.
+# Long enough that calls at one time have held about as much as they ever do: malloc keeps the holes between.
 WARM_UP_S = 60.0
 # Longer than connections are kept idle.
 CALM_S = 20.0
