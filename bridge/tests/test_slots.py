@@ -310,10 +310,10 @@ class CountingEngine(FakeEngine):
             self.requests.append(request_of(connection))
             assert self.hold is not None
             self.hold.wait(60)
-            connection.sendall(self.reply)
         finally:
             with self.lock:
-                self.open -= 1
+                self.open -= 1  # before the answer, after which the next request may come at once
+        connection.sendall(self.reply)
 
 
 async def test_an_engine_gets_no_more_than_it_may_and_the_surplus_is_told_that_it_is_busy(tmp_path: Path) -> None:
