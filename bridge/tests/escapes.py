@@ -465,7 +465,7 @@ def take():
             return
         if number % 2048 == 2047:
             yield 1
-in_processes(6, take, 70)  # of 72, which a fast machine has in a twentieth of a second
+in_processes(6, take, 60)
 """,
         limits=("memory",),
         counted=True,
@@ -582,7 +582,7 @@ def take():
         for place in range(2048):
             fcntl.lockf(kept[-1], fcntl.LOCK_EX, 1, 2 * place)
         yield 2048 / 4096
-in_processes(12, take, 200)  # of 360; 256 are allowed, and a fast machine has 60 before it is looked at twice
+in_processes(12, take, 60)
 """,
         limits=("memory",),
         needs_cgroup=True,
