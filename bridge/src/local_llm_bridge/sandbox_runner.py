@@ -41,7 +41,7 @@ _MAPPING_KIB, _FILE_KIB = 0.5, 1.5
 # Longest list of a process's mappings for each MiB of memory, and of all locks, in bytes. What is longer has used up
 # the memory: reading it would take time, in which nobody looks.
 _MAPS_PER_MIB = 1024
-_LONGEST_LOCKS = 1 << 20
+_LONGEST_LOCKS = 1 << 18
 _SHARED = b"/dev/zero (deleted)"
 _WRITABLE = ("/tmp", "/dev/shm")  # noqa: S108 - file systems of this sandbox's own
 _PR_SET_DUMPABLE, _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER = 4, 22, 2
