@@ -320,6 +320,15 @@ def test_requests_sent_one_behind_the_other_are_answered_in_order(bridge: Bridge
     assert re.findall(rb'"id":(\d+)', answers) == [b"%d" % number for number in range(10, 30)]
 
 
+@pytest.mark.parametrize("first", [b"", b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"])
+def test_an_answer_without_its_body_is_sent_too(bridge: Bridge, first: bytes) -> None:
+    head = b"HEAD /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+    *before, answer = raw(bridge, first + head).split(b"HTTP/1.1 200 OK\r\n")[1:]
+    assert len(before) == bool(first)
+    assert b"\r\ncontent-length: 3\r\n" in answer
+    assert answer.endswith(b"\r\n\r\n")
+
+
 TWICE = {
     "method": '{"jsonrpc":"2.0","id":1,"method":"ping","method":"tools/list"}',
     "id": '{"jsonrpc":"2.0","id":1,"id":2,"method":"ping"}',

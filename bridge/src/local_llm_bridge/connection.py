@@ -54,6 +54,32 @@ _TOO_MUCH = "the request is refused"  # which stops the parser
 _TOO_SLOW = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 
 
+class _Joining:
+    """The transport that an answer is written to: a head that tells its body's length goes out together with it.
+
+    uvicorn writes them one after the other, and each costs a tenth of what a short call does.
+    """
+
+    def __init__(self, cycle: RequestResponseCycle, transport: asyncio.Transport) -> None:
+        self._cycle = cycle
+        self._transport = transport
+        self._has_head = False
+        self._held = b""
+
+    def write(self, data: bytes) -> None:
+        if self._cycle.response_started and not self._has_head:
+            self._has_head = True
+            if self._cycle.chunked_encoding is False and self._cycle.scope["method"] != "HEAD":
+                self._held = data
+                return
+        self._transport.write(self._held + data)
+        self._held = b""
+
+    def close(self) -> None:
+        self.write(b"")  # the body may have failed
+        self._transport.close()
+
+
 class Connection(HttpToolsProtocol):
     """The protocol of one connection; asyncio and uvicorn call its methods."""
 
@@ -165,6 +191,7 @@ class Connection(HttpToolsProtocol):
             self.headers[:] = [*others, (b"host", self.url.partition(b"://")[2].partition(b"/")[0])]
         super().on_headers_complete()
         self.headers: list[tuple[bytes, bytes]] = []  # trailers, too, would become headers of the request
+        self.cycle.transport = cast("asyncio.Transport", _Joining(self.cycle, self.transport))
         cast("dict[str, Any]", self.scope)[ON_LOSS] = functools.partial(self._set_on_loss, self.cycle)
         cast("dict[str, Any]", self.scope)[IS_TAKEN] = self.flow.drain
 
