@@ -34,6 +34,7 @@ MIB = 2**20
 
 CLOSED = [line for line in (SCENARIO / "tests/closed-paths.txt").read_text().splitlines() if line.startswith("/")]
 
+OAUTH = re.compile(r"/register|/token|/authorize|/\.well-known/(oauth-|openid-configuration).*")
 OPEN = {"/mcp", "/v1/models", "/v1/messages", "/v1/messages/count_tokens", QUESTION, "/v1/completions", "/v1/responses"}
 
 pytestmark = pytest.mark.units(UNIT)
@@ -173,7 +174,11 @@ def test_no_route_of_litellm_is_open(ip: str) -> None:
         path = re.sub(r"{[^}]*}", "x", route)
         if path in OPEN or method not in {"GET", "POST", "PUT", "PATCH", "DELETE"}:
             continue
-        assert (stranger.ask(method, path).status, alice.ask(method, path).status) == (401, 404), path
+        replies = stranger.ask(method, path), alice.ask(method, path)
+        if OAUTH.fullmatch(path):
+            assert [reply.json["error"] for reply in replies] == ["invalid_request"] * 2, path  # the door's own words
+        else:
+            assert tuple(reply.status for reply in replies) == (401, 404), path
 
 
 @pytest.mark.parametrize("token", [None, "molecule-token-of-nobody", "alice", ENGINE_KEY, ""])
@@ -183,6 +188,15 @@ def test_without_a_valid_token_nobody_comes_in(ip: str, token: str | None, new_s
         assert reply.status == 401
         assert reply.json["error"]["type"] == "authentication_error"
         assert reply.headers["www-authenticate"] == "Bearer"
+
+
+@pytest.mark.parametrize("token", [None, "wrong", TOKENS["alice"]])
+def test_who_looks_for_oauth_is_told_of_the_token(ip: str, token: str | None) -> None:
+    for path in ("/.well-known/oauth-protected-resource/mcp", "/.well-known/oauth-authorization-server", "/register"):
+        reply = Door(ip, token).post({"client_name": "Claude Code"}, path)
+        assert reply.status == 404
+        assert reply.json["error"] == "invalid_request"
+        assert "Send your own as Authorization: Bearer <token>" in reply.json["error_description"]
 
 
 def test_wrong_requests_are_explained(ip: str) -> None:
