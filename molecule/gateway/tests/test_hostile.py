@@ -126,9 +126,6 @@ def test_only_headers_that_clients_need_pass(ip: str) -> None:
     given = needed | dict.fromkeys(others, "x")
     for status in (200, 429, 503):
         reply = Door(ip).post({"model": "mirror", "status": status, "headers": given})
-        if status == 503:  # another server is asked, and there is none
-            assert reply.status in (502, 503)
-            continue
         assert reply.status == status
         framing = {"connection", "content-length", "strict-transport-security", "transfer-encoding"}
         assert {name: value for name, value in reply.headers.items() if name not in framing} == needed

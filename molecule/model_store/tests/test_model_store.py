@@ -24,11 +24,18 @@ TOKEN = "hf_molecule"  # noqa: S105 - of the stand-in hub
 
 
 def play(playbook: str, *args: str) -> subprocess.Popen[str]:
-    """Start one of the scenario's playbooks."""
+    """Start one of the scenario's playbooks; what it prints comes at once, as at a terminal."""
     inventory = PROJECT / "molecule/shared/inventory/hosts.yml"
     argv = ["ansible-playbook", f"--inventory={inventory}", str(SCENARIO / playbook), *args]
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     return subprocess.Popen(
-        argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=PROJECT, start_new_session=True
+        argv,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=PROJECT,
+        env=environment,
+        start_new_session=True,
     )
 
 
