@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from local_llm_bridge import limits
 from local_llm_bridge.errors import QueueFullError, RateLimitError
-from local_llm_bridge.limits import Rate, Slots
+from local_llm_bridge.limits import AtOnce, Rate, Slots
 from tests.services import MODEL, FakeEngine, events, piece, records, request_of, serving, text_of, wait_for
 
 if TYPE_CHECKING:
@@ -358,3 +358,14 @@ async def test_the_calls_of_a_minute_are_counted_over_http(tmp_path: Path) -> No
     assert len(engine.requests) == 2
     assert [result.is_error for result in results] == [False, False, True]
     assert "alice has made the 2 calls that a minute allows" in text_of(results[2])
+
+
+def test_what_all_have_together_is_limited_for_those_who_have_some() -> None:
+    bytes_of = AtOnce(16, together=30)
+    assert [bytes_of.enter(name, 15) for name in ("alice", "bob", "carol")] == [True, True, True]
+    assert not bytes_of.enter("alice", 1)
+    assert not bytes_of.enter("alice", 2)
+    bytes_of.leave("carol", 15)
+    bytes_of.leave("bob", 15)
+    assert bytes_of.enter("alice", 1)
+    assert not bytes_of.enter("alice", 1)

@@ -60,6 +60,8 @@ _MOST_LARGE = 16 * 2**20
 
 Each byte can take ten in memory until the answer: Python takes four for every character of a text with an emoji.
 """
+_MOST_LARGE_TOGETHER = 48 * 2**20
+"""So many all may have together before whoever has a large one under way gets no other."""
 _LARGE = "large_body"
 """Key of a request's scope: how many of these bytes are its."""
 _LISTEN = "subscriptions/listen"
@@ -83,7 +85,7 @@ class Exchange:
         self._sdk = sdk
         self._receiver = Receiver(Rate(requests_per_minute))
         self._streams = AtOnce(_MOST_STREAMS)
-        self._large = AtOnce(_MOST_LARGE)
+        self._large = AtOnce(_MOST_LARGE, _MOST_LARGE_TOGETHER)
         self._parsing = asyncio.Lock()
         self._cancels = Cancels()
 
@@ -148,7 +150,8 @@ class Exchange:
             raise RefusedRequestError(
                 429,
                 f"This request has {len(body)} bytes: with it, {developer} would have more than {_MOST_LARGE} bytes of "
-                "large requests running, the most that one developer may have. Wait until one ends.",
+                "large requests running, the most that one developer may have, or all together more than "
+                f"{_MOST_LARGE_TOGETHER}. Wait until one of yours ends.",
                 {"Retry-After": "5"},
             )
         scope[_LARGE] = len(body)

@@ -157,15 +157,18 @@ class AtOnce:
 
     Args:
         most: how many.
+        together: how many all may have before whoever has any gets no more.
     """
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, together: float = math.inf) -> None:
         self.most = most
+        self._together = together
         self._now: Counter[str] = Counter()
 
     def enter(self, developer: str, number: int = 1) -> bool:
-        """Count so many more, unless the developer would have too many; returns whether they were counted."""
-        if self._now[developer] + number > self.most:
+        """Count so many more, unless that would be too many; returns whether they were counted."""
+        has = self._now[developer]
+        if has + number > self.most or (has and self._now.total() + number > self._together):
             return False
         self._now[developer] += number
         return True
