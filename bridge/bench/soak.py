@@ -41,7 +41,7 @@ DEVELOPERS = 8
 KILLS = 3
 DOWN_S = 5.0
 # Long enough that calls at one time have held about as much as they ever do: malloc keeps the holes between.
-WARM_UP_S = 60.0
+WARM_UP_S = 90.0
 # Longer than connections are kept idle.
 CALM_S = 20.0
 REPLY_LIMIT_S = 300.0

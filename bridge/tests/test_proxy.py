@@ -219,6 +219,19 @@ def test_it_is_asked_with_user_and_password(variable: str) -> None:
     assert f"\r\nProxy-Authorization: Basic {SECRETS[-1]}" in heads[0]
 
 
+@pytest.mark.parametrize("scheme", ["http", "https"])
+@pytest.mark.parametrize("user", ["", f"{WRITTEN}@"])
+def test_it_does_not_get_the_engines_key(scheme: str, user: str) -> None:
+    url = ENGINE.replace("http", scheme)
+    with proxy(OK) as (name, heads):
+        asked(url, **{f"{scheme}_proxy": f"http://{user}{name}", "OPENAI_API_KEY": "engine-key"})
+    shown = dict(line.lower().split(": ", 1) for line in heads[0].split("\r\n")[1:])
+    # A request that it passes on holds what is for the engine; a tunnel's hides it.
+    assert shown.get("authorization") == ("bearer engine-key" if scheme == "http" else None)
+    assert shown.get("proxy-authorization", "basic")[:5] == "basic"
+    assert ("proxy-authorization" in shown) is bool(user)
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "127.0.0.2"])
 def test_loopback_is_never_sent_to_it(host: str) -> None:
     with FakeEngine(events(piece("straight", "stop"))).running() as url, proxy(b"") as (name, heads):

@@ -376,19 +376,22 @@ class EngineClient:
                 # How many calls at once is decided before.
                 connector=_connector_class()(limit=0, keepalive_timeout=_KEPT_S),
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S),
-                headers=self._headers,
                 read_bufsize=2**18,
                 response_class=_response_class(),
                 auto_decompress=False,
                 cookie_jar=aiohttp.DummyCookieJar(),
             )
         proxy = self._engine.proxy
+        # Headers of the session would go to the proxy as well, the engine's key as Proxy-Authorization.
+        headers = self._headers
+        if request.request_id != NOBODY:
+            headers = {**headers, "X-Request-ID": request.request_id}
         send = functools.partial(
             self._session.request,
             request.method,
             URL(request.url, encoded=True),
             data=request.body,
-            headers=None if request.request_id == NOBODY else {"X-Request-ID": request.request_id},
+            headers=headers,
             proxy=proxy.url if proxy else None,
             proxy_auth=aiohttp.BasicAuth(*proxy.auth, encoding="utf-8") if proxy and proxy.auth else None,
             allow_redirects=False,
