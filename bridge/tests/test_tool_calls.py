@@ -155,6 +155,17 @@ def test_pieces_without_end_cost_as_much_each() -> None:
     assert calls.size == 20_000 * 9
 
 
+def test_what_else_came_with_a_call_goes_back_with_it() -> None:
+    signed: dict[str, Any] = {"extra_content": {"google": {"thought_signature": "SIG=="}}}
+    calls = ToolCalls()
+    calls.add([part('{"x"', index=0, id="a", **signed)])
+    calls.add([{**rest(": 1}", index=0), "extra_content": None}])
+    (call,) = calls.done(whole=True)
+    function = {"name": "f", "arguments": '{"x": 1}'}
+    assert call.as_history() == {**signed, "id": "a", "type": "function", "function": function}
+    assert calls.size > len("SIG==")
+
+
 def test_a_call_that_was_cut_before_its_arguments_came_has_none() -> None:
     assert read([part("", index=0, id="a")], whole=False) == [("a", "f", None)]
     assert read([part('{"x": 1}', index=0, id="a")], whole=False) == [A]

@@ -12,7 +12,7 @@ import re
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
 from pydantic import (
@@ -118,7 +118,7 @@ class Settings:
     """The project's folder, from which tools may read files; None: no files."""
 
 
-_BASE = re.compile(r"(.*?)(?:/+(chat/completions|completions|models))?/*", re.DOTALL)
+_BASE = re.compile(r"(.*?)(?:/+(chat/completions|completions|models))?/*\Z", re.DOTALL)
 _VERSIONED = re.compile(r"/v\d+((alpha|beta)\d*)?(/openai)?$", re.IGNORECASE)
 """A base URL's path that is whole: Google's ends in /v1beta/openai."""
 
@@ -143,7 +143,8 @@ def _http_url(value: str) -> str:
             f"found {value!r:.200}, in which the host is no name: a part of it is empty or too long"
         ) from None
     # What people copy is often the address of one of its services; that of questions tells all.
-    path, service = cast("re.Match[str]", _BASE.fullmatch(parts.path)).groups()
+    path: str
+    path, service = _BASE.findall(parts.path)[0]
     if service != "chat/completions" and not _VERSIONED.search(path):
         path += "/v1"
     return urlunsplit((parts.scheme, parts.netloc, path, "", ""))

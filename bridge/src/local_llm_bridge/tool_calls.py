@@ -9,17 +9,21 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic_core import from_json, to_json
 
 from local_llm_bridge.texts import kind
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 MOST_CALLS = 64
 """Most calls of one answer."""
 _MOST_LOOKS = 100
 _LONGEST_NAME = 64
 _ARGUMENTS = ("arguments", "parameters", "input")  # OpenAI's name, Llama's, Anthropic's
+_KNOWN = frozenset(("index", "id", "type", "function", "name", *_ARGUMENTS))
 # What engines leave around a name: Kimi's `functions.f:0`, and the tags of gpt-oss.
 _NAME = re.compile(r"(?:functions?[.:])?(.+?)(?::\d+)?(?:<\|.*)?", re.DOTALL)
 
@@ -38,6 +42,7 @@ class ToolCall:
         written: the arguments as the model wrote them.
         arguments: what they mean; None: they are no JSON object.
         problem: why they are none; empty: they are one.
+        more: what else the engine sent with it and wants back, such as Gemini's signature of its thoughts.
     """
 
     id: str
@@ -45,13 +50,14 @@ class ToolCall:
     written: str
     arguments: dict[str, Any] | None
     problem: str = ""
+    more: Mapping[str, Any] = field(default_factory=dict)
 
     def as_history(self) -> dict[str, Any]:
         """Return the call as it goes back to the engine."""
         name = re.sub(r"[^A-Za-z0-9_-]", "_", self.name)[:_LONGEST_NAME] or "unnamed"
         verbatim = self.arguments is not None and self.written.lstrip().startswith("{")
         arguments = self.written if verbatim else to_json(self.arguments or {}).decode()
-        return {"id": self.id, "type": "function", "function": {"name": name, "arguments": arguments}}
+        return {**self.more, "id": self.id, "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
 @dataclass
@@ -64,6 +70,7 @@ class _Growing:
     pieces: list[str] = field(default_factory=list)
     size: int = 0
     looks: int = 0
+    more: dict[str, Any] = field(default_factory=dict)
 
     def add(self, name: str, text: str) -> None:
         name = name.strip()
@@ -133,7 +140,7 @@ class ToolCalls:
             arguments, problem = _read(written)
             if not written.strip() and not whole:
                 arguments, problem = None, "the answer was cut off before they came"
-            calls.append(ToolCall(ident, _named(call.name), written, arguments, problem))
+            calls.append(ToolCall(ident, _named(call.name), written, arguments, problem, call.more))
         return tuple(calls)
 
     def _add(self, part: dict[str, Any], here: list[_Growing]) -> _Growing:
@@ -145,7 +152,8 @@ class ToolCalls:
         ident, index = part.get("id"), part.get("index")
         ident = str(ident) if isinstance(ident, str | int) else ""
         index = index if isinstance(index, int) else None
-        self.size += len(name) + len(text) + len(ident)
+        more = {key: value for key, value in part.items() if key not in _KNOWN and value is not None}
+        self.size += len(name) + len(text) + len(ident) + (len(to_json(more)) if more else 0)
         call = self._continued(index, ident, name, text, here)
         if call is None:
             if len(self._calls) == MOST_CALLS:
@@ -153,6 +161,7 @@ class ToolCalls:
             call = _Growing(index, ident)
             self._calls.append(call)
         call.id = call.id or ident
+        call.more |= more
         call.add(name, text)
         return call
 
