@@ -218,6 +218,32 @@ async def test_an_event_that_only_informs_is_no_error(event: dict[str, object]) 
     assert result["content"][0]["text"] == "hello"
 
 
+@pytest.mark.parametrize("begun", [b"", b'data: {"choices":[{"index":0,"delta":{"content":"Hel"}}]}\n\n'])
+@pytest.mark.parametrize(
+    ("rest", "words"),
+    [
+        (b"Internal Server Error", "Internal Server Error"),
+        (b"upstream connect error or disconnect/reset before headers\n\n", "upstream connect error or disconnect"),
+        (b"<html><body>\n<h1>504 Gateway Time-out</h1>\n</body></html>\n", "504 Gateway Time-out"),
+        (b'{\n "error": {\n  "message": "out of memory"\n }\n}\n', "out of memory"),
+        (b'[{\n "error": {\n  "message": "out of memory"\n }\n}]', "out of memory"),
+        (b'data: {\n  "error": {"message": "out of memory"}\n}\n\n', "out of memory"),
+        (b'data: "out of memory"\n\n', "out of memory"),
+    ],
+)
+async def test_words_between_events_are_told_where_a_stream_ends(begun: bytes, rest: bytes, words: str) -> None:
+    text = await told(answer("200 OK", "text/event-stream", (begun + rest).decode()))
+    assert words in text
+    assert ("Hel" in text) is bool(begun)
+
+
+async def test_lines_between_events_are_passed_over_where_the_answer_is_whole() -> None:
+    stream = events(piece("hel"), piece("lo", "stop")).replace(b"\n\n", b"\nwhat is this\nretry: 3\n\n")
+    with FakeEngine(stream).running() as url:
+        result = await ask(url)
+    assert result["content"][0]["text"] == "hello"
+
+
 async def test_an_event_with_a_choice_is_no_error() -> None:
     with FakeEngine(events({"error_code": 7, "error_msg": "no", **piece("hello", "stop")})).running() as url:
         result = await ask(url)

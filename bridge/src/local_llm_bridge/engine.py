@@ -32,6 +32,7 @@ from local_llm_bridge.refusals import (
     reported,
     unreachable,
     without_key,
+    words_of,
 )
 from local_llm_bridge.retry import Failure, connection_is_repeatable, status_is_repeatable, wish_of
 from local_llm_bridge.sse import Event, EventReader, decoded
@@ -498,7 +499,8 @@ class _Answer:
         # Where another choice alone has a finish reason, it may have taken the rest of this one.
         self.is_over = self.is_over or (self._reader.done and not self._another_ended)
         if not (self._is_whole or self.is_over or self._problem):
-            self._problem = BrokenStreamError("the stream ended without a finish reason")
+            words = without_key(words_of(self._reader.stray), self._key)
+            self._problem = BrokenStreamError(f"the stream ended without a finish reason{words and f': {words}'}")
         return events
 
     def _patience_s(self) -> float | None:

@@ -23,6 +23,7 @@ Event = dict[str, Any]
 """One event of a chat completion's stream."""
 
 _QUOTED = 100  # bytes of an event that cannot be read
+_MOST_STRAY = 4096  # bytes
 _DONE = b"[DONE]"
 _PLAIN_START = b"data: {"
 _PLAIN_DONE = b"data: [DONE]"
@@ -48,6 +49,8 @@ class EventReader:
         """Whether `[DONE]` has come: nothing after it counts."""
         self.broken = ""
         """Why nothing more can be read. What came before it is part of the answer."""
+        self.stray = b""
+        """The beginning of what has come between events: a proxy's words, where it ended the stream."""
         self._line = bytearray()  # the beginning of a line that has not ended yet
         self._data: list[bytes] = []  # the data lines of an event that has not ended yet
         self._size = 0
@@ -147,10 +150,22 @@ class EventReader:
             case b"error" | b"" if name or (self._kind == b"error" and not self._data):
                 self._kind = b"error"
                 self._add(value)
-            case _ if line.startswith(b"{") and _is_json(line):  # an error as some proxies put it into a stream
-                self._end_event(events)
-                self._add(line)
-                self._end_event(events)
+            case b"" | b"id" | b"retry":
+                pass
+            case _:
+                self._take_stray(line, events)
+
+    def _take_stray(self, line: bytes, events: list[Event]) -> None:
+        """Take in a line that is none of an event's."""
+        if line.startswith(b"{") and _is_json(line):  # an error as some proxies put it into a stream
+            self._end_event(events)
+            self._add(line)
+        elif len(self._data) > 1 or (self._data and not _is_json(self._data[0])):
+            self._add(line)  # JSON of several lines, of which the first alone is marked
+            return
+        self._end_event(events)  # lest each line looked at its data once more
+        if len(self.stray) < _MOST_STRAY:
+            self.stray += line[:_MOST_STRAY] + b"\n"
 
     def _add(self, data: bytes) -> None:
         self._data.append(data)
@@ -181,7 +196,7 @@ class EventReader:
                 return
             kind, event = b"error", data.decode(errors="replace")
         is_error = isinstance(event, dict) and bool(event.get("error"))
-        if kind == b"error" and not is_error:
+        if (kind == b"error" or isinstance(event, str)) and not is_error:
             event, is_error = {"error": event or ""}, True
         # Where a proxy cuts an event off, its error follows, which says why.
         if event is not None and (is_error or not self.broken):
