@@ -373,6 +373,16 @@ class TestAsk:
         assert result["content"] == [{"type": "text", "text": "pong"}]
         assert (result["_meta"]["model"], result["_meta"]["routing"]) == (MODEL, "asked for by name")
 
+    def test_an_answer_cannot_command_a_terminal(self, environment: dict[str, str]) -> None:
+        ours, theirs = os.openpty()
+        with FakeEngine(events(piece("\x1b]0;title\x07a\tb\r\n\u3000x", "stop"))).running() as url:
+            environment = {**environment, "LOCAL_API_URL": url}
+            subprocess.run([PROGRAM, "ask", "ping"], env=environment, stdout=theirs, check=True)
+            done = run("ask", "ping", environment=environment)
+        os.close(theirs)
+        assert os.read(ours, 1000).decode() == "\\x1b]0;title\\x07a\tb\r\r\n\u3000x\r\n"
+        assert done.stdout == "\x1b]0;title\x07a\tb\r\n\u3000x\n".replace("\r\n", "\n")  # as Python reads it
+
     def test_notes_are_no_part_of_the_answer(self, environment: dict[str, str]) -> None:
         with FakeEngine(events(piece("half of"), piece("", "length"))).running() as url:
             done = run("ask", "ping", environment={**environment, "LOCAL_API_URL": url})

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import stat
 import sys
 from contextlib import suppress
-from typing import TYPE_CHECKING, TypeGuard
+from typing import TYPE_CHECKING, TextIO, TypeGuard
 
 from local_llm_bridge import standard_streams
 from local_llm_bridge.errors import BridgeError, ConfigError
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 _NAMES = ("local-llm-bridge", "mcp-server-openai")
 _FAILED, _WRONG, _INTERRUPTED = 1, 2, 130
+_COMMANDING = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]|\r(?!\n)")
+"""What a terminal may take for a command: control characters but the tab and the line's end."""
 _ENVIRONMENT = """\
 environment of stdio, doctor, ask and config check, where no file is given:
   LOCAL_API_URL, OPENAI_BASE_URL    the model server (default: http://127.0.0.1:8000/v1)
@@ -295,11 +298,18 @@ def _ask(arguments: argparse.Namespace) -> int:
         _print_json(result)
         return _FAILED if failed else 0
     answer, *notes = [content["text"] for content in result["content"]]
-    print(answer, file=sys.stderr if failed else sys.stdout)
+    _show(answer, sys.stderr if failed else sys.stdout)
     for note in notes:
         with suppress(OSError):  # nobody reads the notes
-            print(note, file=sys.stderr)
+            _show(note, sys.stderr)
     return _FAILED if failed else 0
+
+
+def _show(text: str, stream: TextIO) -> None:
+    """Print what an engine has written; to a terminal without what would command it."""
+    if stream.isatty():
+        text = _COMMANDING.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+    print(text, file=stream)
 
 
 def _token_new(arguments: argparse.Namespace) -> int:
