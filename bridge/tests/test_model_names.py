@@ -126,7 +126,9 @@ def listed(body: object, status: str = "200 OK") -> bytes:
     return answer(status, "application/json", json.dumps(body))
 
 
-@pytest.mark.parametrize("body", [b'{"data": [{"id": "m"}]}', b'[{"id": "m"}]\n'])
+@pytest.mark.parametrize(
+    "body", [b'{"data": [{"id": "m"}]}', b'[{"id": "m"}]\n', b'\xef\xbb\xbf{"data": [{"id": "m"}]}']
+)
 async def test_a_whole_list_does_not_wait_for_the_end_of_the_connection(body: bytes) -> None:
     class Open(Naming):
         def _handle(self, connection: socket.socket) -> None:

@@ -17,8 +17,6 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pydantic_core import from_json
-
 from local_llm_bridge.answer import NO_REASONS
 from local_llm_bridge.audit import NOBODY
 from local_llm_bridge.errors import EngineAnswerError, EngineDownError, EngineRefusedError
@@ -220,7 +218,7 @@ class EngineClient:
                 f"{request.url} did not answer within {LISTING_TIMEOUT_S:g} s. {ADDRESS_HINT}", self._engine.name
             ) from None
         try:
-            document = from_json(data)
+            document = decoded(data.lstrip(_BLANK))
         except ValueError:
             raise self._no_list(self._quoted(data)) from None
         if words := reported(document):
@@ -717,7 +715,8 @@ async def _read(
 
 
 def _is_document(data: bytes) -> bool:
-    if not data.rstrip(_BLANK).endswith((b"}", b"]")):
+    data = data.strip(_BLANK)
+    if not data.endswith((b"}", b"]")):
         return False
     try:
         decoded(data)
