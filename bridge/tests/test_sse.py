@@ -139,6 +139,7 @@ async def test_an_error_in_the_stream_is_the_openai_clients_too() -> None:
         (b"data: [ERROR] out of memory\n\n", "[ERROR] out of memory"),
         (b'error: {"message": "out of memory"}\n\n', {"message": "out of memory"}),
         (b"event: error\n: out of memory\n\n", "out of memory"),
+        (b"event: error\nout of memory\n\n", "out of memory"),
         (b'event: error\ndata: {"message": "out of memory"}\n: ping\n\n', {"message": "out of memory"}),
         (b'{"error": "out of memory"}\n', "out of memory"),
         (b'{"error": "out of memory"}', "out of memory"),

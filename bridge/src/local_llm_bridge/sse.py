@@ -160,8 +160,8 @@ class EventReader:
         if line.startswith(b"{") and _is_json(line):  # an error as some proxies put it into a stream
             self._end_event(events)
             self._add(line)
-        elif len(self._data) > 1 or (self._data and not _is_json(self._data[0])):
-            self._add(line)  # JSON of several lines, of which the first alone is marked
+        elif self._kind == b"error" or len(self._data) > 1 or (self._data and not _is_json(self._data[0])):
+            self._add(line)  # of several lines, of which the first alone is marked
             return
         self._end_event(events)  # lest each line looked at its data once more
         if len(self.stray) < _MOST_STRAY:
