@@ -71,6 +71,11 @@ _RANGE = re.compile(
 )
 _BELOW = re.compile(r"(?:(?:less|lower|smaller) than|<|小于)[\s`]*$", re.IGNORECASE)
 _EXCLUSIVE = re.compile(r"\W{0,2}\s*\(exclusive", re.IGNORECASE)
+_OVER = re.compile(rf"limit\W{{1,3}}{_NUMBER}\W+requested\W{{1,3}}{_NUMBER}", re.IGNORECASE)
+_OF_TIME = re.compile(
+    r"per (?:sec|min|hour|day|week|month)|\brates?\b|\b[RT]P[SMD]\b|quota|queue|concurren|too many requests|loading",
+    re.IGNORECASE,
+)
 # vLLM counts a prompt no further than it takes to refuse it, which says nothing of how long it is.
 _AT_LEAST = re.compile(r"at least [\d,_]+", re.IGNORECASE)
 _ABOUT = re.compile(
@@ -126,6 +131,13 @@ def read_refusal(text: str, asked: int) -> Refusal:
     if context is not None and given is not None and given >= 0:
         return Refusal(context, context - given)
     return Refusal(context, None) if context is not None and context != cap else Refusal(None, cap)
+
+
+def is_too_long(text: str) -> bool:
+    """Whether a refusal, whatever its status, tells a limit that this request exceeds and no waiting raises."""
+    if over := _OVER.search(text):
+        return _count(over[1]) < _count(over[2])
+    return not _OF_TIME.search(text) and "token" in text.lower() and read_refusal(text, 0) != Refusal(None, None)
 
 
 def is_about_length(text: str) -> bool:

@@ -27,6 +27,7 @@ from local_llm_bridge.errors import (
     EngineRefusedError,
 )
 from local_llm_bridge.texts import printable
+from local_llm_bridge.unsupported import wants_another_request
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -156,7 +157,7 @@ def refused(status: int, headers: Mapping[str, str], body: bytes, engine: Engine
             kind = EngineMissingError
             what = f"does not serve {engine.name} there" if engine.name else "has nothing there"
             text = f"{what} ({code}). {ADDRESS_HINT}"
-        case 429 | 503:
+        case 429 | 503 if not wants_another_request(words):
             kind = EngineBusyError
             text = f"is busy or still loading ({code}). Wait a little, then try again."
         case _:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from local_llm_bridge.context import is_too_long
+
 RENAMED = {"max_tokens": "max_completion_tokens"}
 """What newer engines call a field, with the same meaning."""
 SYSTEM = "system"
@@ -34,3 +36,12 @@ def unsupported_parts(said: str) -> frozenset[str]:
     )
     named |= {field for field, name in RENAMED.items() if re.search(_OTHER_NAME.format(name), said, re.IGNORECASE)}
     return frozenset(named | {SYSTEM} if _NO_SYSTEM.search(said) else named)
+
+
+def wants_another_request(said: str) -> bool:
+    """Whether a refusal, whatever its status, says how the request has to change: the same one is refused again.
+
+    Args:
+        said: the engine's words.
+    """
+    return bool(unsupported_parts(said)) or is_too_long(said)
