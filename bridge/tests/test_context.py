@@ -27,6 +27,12 @@ COUNTS_LITTLE = (
     "prompt contains at least {least} input tokens, for a total of at least {more} tokens. Please reduce the length of "
     "the input prompt or the number of requested output tokens."
 )
+# Nor does it count at all what must be too long by its characters.
+COUNTS_NOTHING = (
+    "This model's maximum context length is {limit} tokens. However, you requested {asked} output tokens and your "
+    "prompt contains 37500 characters (more than {most} characters, which is the upper bound for {fits} input tokens). "
+    "Please reduce the length of the input prompt or the number of requested output tokens."
+)
 SILENT = "The request is too long: max_tokens."
 
 
@@ -56,6 +62,8 @@ class Strict(FakeEngine):
             total=given + wanted,
             least=self._limit - wanted + 1,
             more=self._limit + 1,
+            fits=self._limit - wanted,
+            most=16 * (self._limit - wanted),
         )
         body = json.dumps({"error": {"message": words, "type": "BadRequestError", "code": 400}})
         connection.sendall(answer("400 Bad Request", "application/json", body))
@@ -305,6 +313,28 @@ async def test_an_answer_gets_the_room_that_there_is(
     assert wire_texts(result) == ["hello"]
     assert len(engine.requests) <= 2
     assert engine.requests[-1]["max_tokens"] <= limit
+
+
+@pytest.mark.parametrize("words", [COUNTS_LITTLE, COUNTS_NOTHING])
+@pytest.mark.parametrize(
+    ("size", "tried"),
+    [(6300, [2000, 999]), (7000, [2000, 999]), (7500, [2000, 999, 249]), (8000, [2000, 999, 249])],
+)
+async def test_where_an_engine_tells_the_least_that_a_question_has_half_of_the_rest_is_tried_then_less(
+    size: int, tried: list[int], words: str
+) -> None:
+    engine = Strict(8192, 5.0, words)
+    (result,) = await asked(Call("chat", {"message": "word " * size}), reply=engine)
+    assert [request["max_tokens"] for request in engine.requests] == pytest.approx(tried, abs=1)
+    assert result.get("isError", False) == (size + tried[-1] > 8192)
+
+
+async def test_a_question_that_has_more_than_the_context_at_least_is_not_asked_again() -> None:
+    words = COUNTS_LITTLE.replace("{least}", "2049")
+    engine = Strict(2048, 4.0, words)
+    (result,) = await asked(Call("chat", {"message": "a" * 9000}), reply=engine)
+    assert result["isError"]
+    assert len(engine.requests) == 1
 
 
 @pytest.mark.parametrize("size", [3000, 5000, 7000])

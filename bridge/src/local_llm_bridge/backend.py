@@ -43,6 +43,7 @@ PROBE_TIMEOUT_S = 3.0
 _MOST_NAMES = 50
 _LONGEST_NAME = 200
 PROBE_AGE_S = 2.0
+_MOST_SHORTENED = 2
 _LONGEST_KEPT = 40_000
 """Longest answer that the cache keeps, calls included, in characters: as many as a result may have."""
 
@@ -104,8 +105,8 @@ class _Body(NamedTuple):
     max_tokens: int
     unsupported: frozenset[str]
     """What of it the engine has refused."""
-    is_shortened: bool
-    """Whether it has refused a longer answer."""
+    shortened: int
+    """How often it has refused a longer answer."""
 
 
 class Backend:
@@ -298,19 +299,28 @@ class Backend:
         What is read from its words holds for this call alone: they may repeat the question's, which is somebody's.
         """
         if more := unsupported_parts(said) - body.unsupported:
-            return _body(engine, request, body.max_tokens, body.unsupported | more, is_shortened=body.is_shortened)
-        room = None if body.is_shortened else await self._room_after(client, engine, request, body.max_tokens, said)
-        return None if room is None else _body(engine, request, room, body.unsupported, is_shortened=True)
+            return _body(engine, request, body.max_tokens, body.unsupported | more, body.shortened)
+        room = await self._room_after(client, engine, request, body, said)
+        return None if room is None else _body(engine, request, room, body.unsupported, body.shortened + 1)
 
     async def _room_after(
-        self, client: EngineClient, engine: Engine, request: Request, asked: int, said: str
+        self, client: EngineClient, engine: Engine, request: Request, body: _Body, said: str
     ) -> int | None:
         """Return how long an answer can be that the engine refused for its length; None: it cannot be any."""
+        asked = body.max_tokens
         if not context.is_about_length(said):
             return None
         refusal = context.read_refusal(said, asked)
         length, room = refusal.context, refusal.room
-        if length is None and room is None:
+        if refusal.below is not None and length is not None and body.shortened < _MOST_SHORTENED:
+            # Any length below may fit. A refusal costs the engine little, so a long answer is tried first.
+            room = min(refusal.below, asked) // 2
+            if body.shortened:
+                rest = (length - context.estimate(request.messages)) // 2
+                room = min(room // 2, rest if rest >= context.LEAST_ROOM else room)
+        elif body.shortened:
+            return None
+        elif length is None and room is None:
             try:
                 length = await client.context_of(engine.name or "")
             except EngineError:
@@ -405,8 +415,7 @@ def _body(
     request: Request,
     max_tokens: int,
     unsupported: frozenset[str] = frozenset(),
-    *,
-    is_shortened: bool = False,
+    shortened: int = 0,
 ) -> _Body:
     """Return the request as the engine gets it."""
     messages = list(request.messages)
@@ -426,7 +435,7 @@ def _body(
         value = body.pop(field)
         if field in RENAMED:
             body[RENAMED[field]] = value
-    return _Body(to_json(body), max_tokens, unsupported, is_shortened)
+    return _Body(to_json(body), max_tokens, unsupported, shortened)
 
 
 def _without_system(messages: list[Message]) -> list[Message]:

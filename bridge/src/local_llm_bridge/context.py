@@ -76,8 +76,9 @@ _OF_TIME = re.compile(
     r"per (?:sec|min|hour|day|week|month)|\brates?\b|\b[RT]P[SMD]\b|quota|queue|concurren|too many requests|loading",
     re.IGNORECASE,
 )
-# vLLM counts a prompt no further than it takes to refuse it, which says nothing of how long it is.
-_AT_LEAST = re.compile(r"at least [\d,_]+", re.IGNORECASE)
+# vLLM counts a prompt no further than it takes to refuse it: it tells how many tokens it has at least.
+_AT_LEAST = re.compile(r"(?:at least|upper bound for) [\d,_]+", re.IGNORECASE)
+_LEAST = (rf"(?:at least|upper bound for) {_NUMBER} (?:input|prompt) tokens",)
 _ABOUT = re.compile(
     r"context|max_?\w*tokens|(?:output|completion) tokens|max_(?:model|seq)_len|session_len"
     r"|too (?:long|large|many)|longer than"
@@ -93,10 +94,12 @@ class Refusal:
     Args:
         context: how many tokens its context has.
         room: how many are left for the answer, or allowed for one.
+        below: fewer are left for the answer, where it tells only how many the question has at least.
     """
 
     context: int | None
     room: int | None
+    below: int | None = None
 
 
 def estimate(messages: Sequence[Mapping[str, Any]]) -> int:
@@ -130,7 +133,10 @@ def read_refusal(text: str, asked: int) -> Refusal:
         given = total - asked
     if context is not None and given is not None and given >= 0:
         return Refusal(context, context - given)
-    return Refusal(context, None) if context is not None and context != cap else Refusal(None, cap)
+    if context is None or context == cap:
+        return Refusal(None, cap)
+    least = _first(_LEAST, text)
+    return Refusal(context, None, None if least is None else context - least)
 
 
 def is_too_long(text: str) -> bool:
