@@ -56,8 +56,8 @@ _OF_QUESTION = re.compile(
     r"context|prompt|\binputs?\b(?! should| validation)|length|_len\b|total_tokens|messages", re.IGNORECASE
 )
 _LIMITS = re.compile(
-    r"[><≤≥]|exceed|maximum|at most|no more|range|between|less|larger|greater|large|limit|above|up to|afford"
-    r"|不能|不得|不可|超|最大|大于|小于|范围|至多",
+    r"[><≤≥]|exceed|maximum|at most|no more|range|between|less|larger|greater|large|small|few|low|limit|above|up to"
+    r"|afford|不能|不得|不可|超|最大|大于|小于|范围|至多",
     re.IGNORECASE,
 )
 _STATUS = re.compile(r"(?:HTTP|code|status)\W{0,4}\d{3}\b", re.IGNORECASE)
@@ -76,6 +76,7 @@ _OF_TIME = re.compile(
     r"per (?:sec|min|hour|day|week|month)|\brates?\b|\b[RT]P[SMD]\b|quota|queue|concurren|too many requests|loading",
     re.IGNORECASE,
 )
+_OF_CALLER = re.compile(r"afford|credit|balance|\bleft\b|remain", re.IGNORECASE)
 # vLLM counts a prompt no further than it takes to refuse it: it tells how many tokens it has at least.
 _AT_LEAST = re.compile(r"(?:at least|upper bound for) [\d,_]+", re.IGNORECASE)
 _LEAST = (rf"(?:at least|upper bound for) {_NUMBER} (?:input|prompt) tokens",)
@@ -137,6 +138,16 @@ def read_refusal(text: str, asked: int) -> Refusal:
         return Refusal(None, cap)
     least = _first(_LEAST, text)
     return Refusal(context, None, None if least is None else context - least)
+
+
+def most_of_any(text: str, asked: int) -> int | None:
+    """Return the most that a refusal lets any answer have, whoever asks and whatever; None: it does not say.
+
+    Args:
+        text: the engine's words.
+        asked: the `max_tokens` of the request.
+    """
+    return None if _OF_CALLER.search(text) or _OF_TIME.search(text) else _cap(text, asked)
 
 
 def is_too_long(text: str) -> bool:
