@@ -393,6 +393,17 @@ async def test_an_engine_that_refuses_again_is_not_asked_a_third_time() -> None:
     assert [request["max_tokens"] for request in engine.requests] == [2000, 990]
 
 
+async def test_an_engine_with_a_limit_of_the_answer_and_one_of_the_context_is_asked_within_both() -> None:
+    refusals = [
+        answer("400 Bad Request", "application/json", json.dumps({"error": {"message": words}}))
+        for words in ("max_tokens cannot exceed 1024", VLLM.format(limit=1000, asked=1024, given=10, total=1034))
+    ]
+    engine = ScriptedEngine(*refusals, events(piece("hello", "stop")))
+    (result,) = await asked(Call("chat", {"message": "hi"}), reply=engine)
+    assert wire_texts(result) == ["hello"]
+    assert [request["max_tokens"] for request in engine.requests] == [2000, 1024, 990]
+
+
 async def test_a_refusal_in_the_stream_is_one_too() -> None:
     class InStream(Strict):
         def _handle(self, connection: socket.socket) -> None:

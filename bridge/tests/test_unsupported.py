@@ -87,24 +87,46 @@ async def test_it_is_asked_once_more_without_the_field(field: str, words: str | 
     assert first == second | {field: first[field]}
 
 
+def refusal(words: str) -> str:
+    return json.dumps({"error": {"message": words}})
+
+
 @pytest.mark.parametrize(
-    "words",
+    ("status", "body"),
     [
-        "System role not supported",
-        "This model does not support system messages",
-        "Developer instruction is not enabled for models/gemma; system instructions are not enabled",
-        "Conversation roles must alternate user/assistant/user/assistant/...",
-        "Only user and assistant roles are supported!",
+        ("400 No", refusal("System role not supported")),
+        ("400 No", refusal("This model does not support system messages")),
+        (
+            "400 No",
+            refusal("Developer instruction is not enabled for models/gemma; system instructions are not enabled"),
+        ),
+        ("400 No", f"[{refusal('Developer instruction is not enabled for models/gemma-3-27b-it')}]"),
+        ("400 No", refusal("Conversation roles must alternate user/assistant/user/assistant/...")),
+        ("400 No", refusal("Only user and assistant roles are supported!")),
+        ("400 No", refusal("messages.0: role 'system' is not allowed")),
+        ("400 No", refusal('messages: Unexpected role "system".')),
+        ("422 No", refusal("body.messages.0.role: Input should be 'user' or 'assistant'")),
+        ("400 No", refusal("Invalid value: 'system'. Supported values are: 'user' and 'assistant'.")),
+        ("400 No", refusal("'system' is not one of ['user', 'assistant'] - 'messages.0.role'")),
+        ("500 No", refusal("Error: Jinja Exception: System role not supported")),
+        (
+            "200 OK",
+            json.dumps(
+                {
+                    "base_resp": {"status_code": 2013, "status_msg": "invalid params, invalid message role: system"},
+                    "choices": None,
+                }
+            ),
+        ),
     ],
 )
-async def test_what_the_system_says_goes_to_the_user_where_there_is_no_system(words: str) -> None:
+async def test_what_the_system_says_goes_to_the_user_where_there_is_no_system(status: str, body: str) -> None:
     class NoSystem(FakeEngine):
         def _handle(self, connection: socket.socket) -> None:
             request = request_of(connection)
             self.requests.append(request)
-            body = json.dumps({"error": {"message": words}})
             refused = request["messages"][0]["role"] == "system"
-            connection.sendall(answer("400 Bad Request", "application/json", body) if refused else self.reply)
+            connection.sendall(answer(status, "application/json", body) if refused else self.reply)
 
     engine = NoSystem(events(piece("hello", "stop")))
     (result,) = await asked(Call("chat", {"message": "hi", "system": "Be brief."}), reply=engine)

@@ -327,17 +327,17 @@ class Backend:
     ) -> int | None:
         """Return how long an answer can be that the engine refused for its length; None: it cannot be any."""
         asked = body.max_tokens
-        if not context.is_about_length(said):
+        if not context.is_about_length(said) or body.shortened == _MOST_SHORTENED:
             return None
         refusal = context.read_refusal(said, asked)
         length, room = refusal.context, refusal.room
-        if refusal.below is not None and length is not None and body.shortened < _MOST_SHORTENED:
+        if refusal.below is not None and length is not None:
             # Any length below may fit. A refusal costs the engine little, so a long answer is tried first.
             room = min(refusal.below, asked) // 2
             if body.shortened:
                 rest = (length - context.estimate(request.messages)) // 2
                 room = min(room // 2, rest if rest >= context.LEAST_ROOM else room)
-        elif body.shortened:
+        elif body.shortened and room is None:
             return None
         elif length is None and room is None:
             try:

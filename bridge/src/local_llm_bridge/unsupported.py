@@ -27,8 +27,9 @@ _UNSUPPORTED = re.compile(
 # Words about the length may name both.
 _OTHER_NAME = r"\buse\W+{0}\b|\b{0}\W+instead\b"
 _NO_SYSTEM = re.compile(
-    r"system (?:role|prompt|message|instruction)s?\b.{0,30}\bnot (?:\w+ )?(?:supported|allowed|enabled)"
-    r"|(?:not|n't) support .{0,30}\bsystem\b|roles must alternate|only user and assistant roles",
+    r"(?:system|developer) (?:role|prompt|message|instruction)s?\b.{0,30}\bnot (?:\w+ )?(?:supported|allowed|enabled)"
+    r"|(?:not|n't) support .{0,30}\bsystem\b|roles must alternate|only user and assistant roles"
+    r"|\brole:? \W?system\b|(?<!system\W, )\Wuser\W(?:,| and| or) \Wassistant\W(?!.{0,20}\bsystem\b)",
     re.IGNORECASE,
 )
 
