@@ -13,6 +13,11 @@ if TYPE_CHECKING:
 
 LEAST_ROOM = 16
 """An answer with less room, in tokens, is not worth asking for."""
+# vLLM's, LM Studio's, llama.cpp's, and those of services; what is loaded goes before what the model could have.
+_LENGTHS = (
+    *("max_model_len", "loaded_context_length", "n_ctx"),
+    *("context_length", "context_window", "max_context_length"),
+)
 _NUMBER = r"(\d[\d,_]{0,9})"
 _WORDS = r"[^.\d]{0,60}?"
 # The words of vLLM, SGLang, TGI, TensorRT-LLM, LMDeploy, llama.cpp and its Python server, LM Studio, and of the
@@ -115,6 +120,19 @@ def estimate(messages: Sequence[Mapping[str, Any]]) -> int:
         if calls := message.get("tool_calls"):
             size += len(to_json(calls))
     return size // 4
+
+
+def length_told(entry: Mapping[str, Any]) -> int | None:
+    """Return the length of a model's context by its entry in an engine's list, in tokens; None: it does not say."""
+    meta = entry.get("meta")
+    fields = {**entry, **(meta if isinstance(meta, dict) else {})}
+    for name in _LENGTHS:
+        length = fields.get(name)
+        if isinstance(length, str) and re.fullmatch(r"[0-9]{1,9}", length):
+            length = int(length)
+        if type(length) is int and length > 0:
+            return length
+    return None
 
 
 def read_refusal(text: str, asked: int) -> Refusal:
