@@ -169,6 +169,69 @@ class TestDoctor:
         assert failed(found) == ["engine"]
         assert "did not answer with a list of models" in found["engine"]["found"]
 
+    def test_an_engine_without_a_list_of_models(self, environment: dict[str, str]) -> None:
+        class Listless(Listing):
+            def _handle(self, connection: socket.socket) -> None:
+                missing = answer("404 Not Found", "application/json", '{"detail":"Not Found"}')
+                connection.sendall(self.reply if request_of(connection) else missing)
+
+        with Listless(events(piece("4"), piece("2"), piece("", "stop"))).running() as url:
+            found = doctor(environment={**environment, "LOCAL_API_URL": url})
+        assert failed(found) == []
+        assert found["context"]["ok"] is None
+        assert found["context"]["found"] == "the engine does not tell"
+
+    @pytest.mark.parametrize(
+        "told",
+        [
+            {"max_model_len": "32768"},
+            {"context_length": 32768, "max_model_len": None},
+            {"loaded_context_length": 32768, "max_context_length": 131072},
+            {"context_window": 32768},
+            {"meta": {"n_ctx": 32768, "n_ctx_train": 131072}},
+        ],
+    )
+    def test_a_length_of_the_context_is_read_however_it_is_told(
+        self, environment: dict[str, str], told: dict[str, object]
+    ) -> None:
+        class Telling(Listing):
+            def _handle(self, connection: socket.socket) -> None:
+                models = answer("200 OK", "application/json", json.dumps({"data": [{"id": MODEL, **told}]}))
+                connection.sendall(self.reply if request_of(connection) else models)
+
+        with Telling(events(piece("42", "stop"))).running() as url:
+            found = doctor(environment={**environment, "LOCAL_API_URL": url})
+        assert found["context"]["found"] == "the engine has 32768 tokens"
+
+    @pytest.mark.parametrize(
+        ("reply", "said", "todo"),
+        [
+            (
+                answer("302 Found", "text/html", "").replace(b"connection", b"location: /login\r\nconnection"),
+                "redirects to /login",
+                "check the address",
+            ),
+            (answer("200 OK", "text/html", "<h1>Log in</h1>"), "Log in", "check the address"),
+            (answer("503 Loading", "application/json", '{"error": "Loading model"}'), "Loading model", "Wait"),
+            (
+                answer("200 OK", "application/json", "x").replace(
+                    b"connection", b"content-encoding: gzip\r\nconnection"
+                ),
+                "turn compression off",
+                "check the address",
+            ),
+            (answer("500 No", "application/json", '{"error": "CUDA error"}'), "CUDA error", "log"),
+        ],
+    )
+    def test_what_answers_is_not_looked_for(self, reply: bytes, said: str, todo: str) -> None:
+        with FakeEngine(reply).running() as url:
+            found = doctor(environment={"LOCAL_API_URL": url, "MODEL_NAME": "m"})
+        assert failed(found) == ["engine"]
+        assert said in found["engine"]["found"]
+        assert todo in found["engine"]["todo"]
+        assert "systemctl" not in found["engine"]["todo"]
+        assert "firewall" not in found["engine"]["todo"]
+
     def test_a_servers_settings_and_credentials(self, engine: str, tmp_path: Path) -> None:
         (tmp_path / "engine-key").write_text(ENGINE_KEY)
         config = file(tmp_path, configuration(8080, engine, engine))

@@ -10,7 +10,7 @@ import pytest
 
 from local_llm_bridge.calls import Call
 from local_llm_bridge.context import Refusal, is_about_length, read_refusal
-from tests.services import FakeEngine, answer, asked, events, piece, request_of, wire_texts
+from tests.services import FakeEngine, ScriptedEngine, answer, asked, events, piece, request_of, wire_texts
 
 if TYPE_CHECKING:
     import socket
@@ -26,6 +26,12 @@ COUNTS_LITTLE = (
     "This model's maximum context length is {limit} tokens. However, you requested {asked} output tokens and your "
     "prompt contains at least {least} input tokens, for a total of at least {more} tokens. Please reduce the length of "
     "the input prompt or the number of requested output tokens."
+)
+# Nor does it count at all what must be too long by its characters.
+COUNTS_NOTHING = (
+    "This model's maximum context length is {limit} tokens. However, you requested {asked} output tokens and your "
+    "prompt contains 37500 characters (more than {most} characters, which is the upper bound for {fits} input tokens). "
+    "Please reduce the length of the input prompt or the number of requested output tokens."
 )
 SILENT = "The request is too long: max_tokens."
 
@@ -56,6 +62,8 @@ class Strict(FakeEngine):
             total=given + wanted,
             least=self._limit - wanted + 1,
             more=self._limit + 1,
+            fits=self._limit - wanted,
+            most=16 * (self._limit - wanted),
         )
         body = json.dumps({"error": {"message": words, "type": "BadRequestError", "code": 400}})
         connection.sendall(answer("400 Bad Request", "application/json", body))
@@ -203,7 +211,61 @@ class Strict(FakeEngine):
             "Invalid 'max_output_tokens': integer above maximum value. Expected a value <= 4096, but got 5000 instead.",
             Refusal(None, 4096),
         ),
+        (
+            (
+                "max_tokens: 2000 > 1024, which is the maximum allowed number of output tokens for "
+                "claude-3-haiku-20240307"
+            ),
+            Refusal(None, 1024),
+        ),
+        (
+            (
+                "Unable to submit request because it has a maxOutputTokens value of 2000 but the supported range is "
+                "from 1 (inclusive) to 1025 (exclusive). Update the value and try again."
+            ),
+            Refusal(None, 1024),
+        ),
+        (
+            (
+                "max_tokens (2000) exceeds model's maximum output tokens (1024) for model nemotron-3-ultra "
+                "(ref: 7c1e0f3a-2291-4d3b)"
+            ),
+            Refusal(None, 1024),
+        ),
+        ("max_tokens exceeds the maximum allowed value of 1024", Refusal(None, 1024)),
+        ("max_tokens (2000) must be between 0 and 1024", Refusal(None, 1024)),
+        ("max_tokens (2000) must be between 1 and 1024", Refusal(None, 1024)),
+        ("max_tokens must be in the range [16,1024], got 2000", Refusal(None, 1024)),
+        ("max_tokens must be in the range 1-1024", Refusal(None, 1024)),
+        ("max_tokens (2000) is too large. must be less than or equal to 1024", Refusal(None, 1024)),
+        ("max_tokens cannot exceed 1024", Refusal(None, 1024)),
+        ("max_tokens: 2000 is larger than the maximum allowed 1024", Refusal(None, 1024)),
+        ("body.max_tokens: Input should be less than 1025", Refusal(None, 1024)),
+        ("The model gpt-4-0613 gives 1,024 output tokens at most, 2,000 is above that", Refusal(None, 1024)),
+        ("Error code 400 - max_completion_tokens must be <= 1024 (status: 400)", Refusal(None, 1024)),
+        ("max_tokens 参数非法, 取值不能大于1024", Refusal(None, 1024)),
+        (
+            (
+                "This request requires more credits, or fewer max_tokens. You requested up to 2000 tokens, but can "
+                "only afford 1024."
+            ),
+            Refusal(None, 1024),
+        ),
+        (
+            "Invalid request: Your request exceeded model token limit: 2048 (requested: 2100)",
+            Refusal(2048, 1948),
+        ),
+        (
+            (
+                "Request too large for model `llama-3.1-8b-instant` in organization `org_01` service tier `on_demand` "
+                "on tokens per minute (TPM): Limit 6000, Requested 7000, please reduce your message size and try again."
+            ),
+            Refusal(6000, 1000),
+        ),
         # nothing to learn from
+        ("max_tokens must be an odd number, 2000 is not", Refusal(None, None)),
+        ("max_tokens of 2000 is too large for claude-3-haiku-20240307", Refusal(None, None)),
+        ("max_tokens is no field of version 1024", Refusal(None, None)),
         ("prompt too long; exceeded max context length by 904 tokens", Refusal(None, None)),
         ("The model server at http://10.0.0.7:8000/v1 refused the request (HTTP 400).", Refusal(None, None)),
         ("temperature must be at most 2", Refusal(None, None)),
@@ -251,6 +313,28 @@ async def test_an_answer_gets_the_room_that_there_is(
     assert wire_texts(result) == ["hello"]
     assert len(engine.requests) <= 2
     assert engine.requests[-1]["max_tokens"] <= limit
+
+
+@pytest.mark.parametrize("words", [COUNTS_LITTLE, COUNTS_NOTHING])
+@pytest.mark.parametrize(
+    ("size", "tried"),
+    [(6300, [2000, 999]), (7000, [2000, 999]), (7500, [2000, 999, 249]), (8000, [2000, 999, 249])],
+)
+async def test_where_an_engine_tells_the_least_that_a_question_has_half_of_the_rest_is_tried_then_less(
+    size: int, tried: list[int], words: str
+) -> None:
+    engine = Strict(8192, 5.0, words)
+    (result,) = await asked(Call("chat", {"message": "word " * size}), reply=engine)
+    assert [request["max_tokens"] for request in engine.requests] == pytest.approx(tried, abs=1)
+    assert result.get("isError", False) == (size + tried[-1] > 8192)
+
+
+async def test_a_question_that_has_more_than_the_context_at_least_is_not_asked_again() -> None:
+    words = COUNTS_LITTLE.replace("{least}", "2049")
+    engine = Strict(2048, 4.0, words)
+    (result,) = await asked(Call("chat", {"message": "a" * 9000}), reply=engine)
+    assert result["isError"]
+    assert len(engine.requests) == 1
 
 
 @pytest.mark.parametrize("size", [3000, 5000, 7000])
@@ -309,6 +393,17 @@ async def test_an_engine_that_refuses_again_is_not_asked_a_third_time() -> None:
     assert [request["max_tokens"] for request in engine.requests] == [2000, 990]
 
 
+async def test_an_engine_with_a_limit_of_the_answer_and_one_of_the_context_is_asked_within_both() -> None:
+    refusals = [
+        answer("400 Bad Request", "application/json", json.dumps({"error": {"message": words}}))
+        for words in ("max_tokens cannot exceed 1024", VLLM.format(limit=1000, asked=1024, given=10, total=1034))
+    ]
+    engine = ScriptedEngine(*refusals, events(piece("hello", "stop")))
+    (result,) = await asked(Call("chat", {"message": "hi"}), reply=engine)
+    assert wire_texts(result) == ["hello"]
+    assert [request["max_tokens"] for request in engine.requests] == [2000, 1024, 990]
+
+
 async def test_a_refusal_in_the_stream_is_one_too() -> None:
     class InStream(Strict):
         def _handle(self, connection: socket.socket) -> None:
@@ -327,3 +422,18 @@ async def test_an_answer_cut_by_the_context_says_that_it_was_the_context() -> No
     (result,) = await asked(Call("chat", {"message": "a" * 800}), reply=engine)
     note = wire_texts(result)[1]
     assert re.search(r"For a longer answer, send less, or give m a longer context", note), note
+
+
+@pytest.mark.parametrize(
+    ("status", "words", "room"),
+    [
+        (400, "max_tokens: 2000 > 1024, which is the maximum allowed number of output tokens for claude-3", 1024),
+        (413, "Request too large on tokens per minute (TPM): Limit 6000, Requested 7000, please reduce it", 1000),
+    ],
+)
+async def test_a_limit_is_kept_to_however_it_is_told(status: int, words: str, room: int) -> None:
+    refusal = answer(f"{status} No", "application/json", json.dumps({"error": {"message": words}}))
+    engine = ScriptedEngine(refusal, events(piece("hello", "stop")))
+    (result,) = await asked(Call("chat", {"message": "hi"}), reply=engine)
+    assert wire_texts(result) == ["hello"]
+    assert [request["max_tokens"] for request in engine.requests] == [2000, room]

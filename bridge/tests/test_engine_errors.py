@@ -155,6 +155,68 @@ async def test_what_is_not_json_is_cut_to_a_line(kind: str, body: str, words: st
     assert "\n" not in text
 
 
+PARSER = (
+    "Unable to generate parser for this template. Automatic parser generation failed: \n------------\n"
+    "While executing CallExpression at line 79, column 31 in source:\n" + "{%- set x = namespace(y=z) %}\n" * 30 + "\n"
+    "Error: Jinja Exception: No user query found in messages."
+)
+LM_STUDIO = {
+    "error": "Engine protocol predict request returned 400: " + json.dumps({"error": {"code": 400, "message": PARSER}})
+}
+TRACEBACK = (
+    "Traceback (most recent call last):\n"
+    + '  File "/usr/lib/python3/site-packages/engine/worker.py", line 79, in run\n    self.step()\n' * 300
+    + "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 1.00 GiB free.\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("reply", "beginning", "end"),
+    [
+        (
+            of_json("400 Bad Request", LM_STUDIO),
+            "returned 400: Unable to generate parser for this template.",
+            "Error: Jinja Exception: No user query found in messages.",
+        ),
+        (
+            answer("500 Internal Server Error", "text/plain", TRACEBACK),
+            "Traceback (most recent call last):",
+            "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 1.00 GiB free.",
+        ),
+        (
+            of_json("500 Internal Server Error", {"detail": TRACEBACK}),
+            "Traceback (most recent call last):",
+            "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 1.00 GiB free.",
+        ),
+        (of_json("500 Oh", {"error": "wrapped: " * 99 + "out of memory"}), "wrapped: wrapped: ", "out of memory"),
+        (events(LM_STUDIO), "Engine protocol predict", "Error: Jinja Exception: No user query found in messages."),
+    ],
+)
+async def test_a_long_error_is_cut_in_its_middle(reply: bytes, beginning: str, end: str) -> None:
+    text = await told(reply)
+    assert beginning in text
+    assert re.search(rf"… ?.*{re.escape(end)}[).]*$", text), text
+    assert '{"error"' not in text
+    assert len(text) < 620
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ('Upstream said {"error": {"message": "out of memory"}}', "Upstream said out of memory"),
+        ('{"error": {"message": "out of memory"}}', "out of memory"),
+        ('no: {"error": {"message": "out of memory"}}. Fallbacks=None', "no: out of memory. Fallbacks=None"),
+        ('no: {"error": "no: {\\"error\\": \\"out of memory\\"}"}', "no: no: out of memory"),
+        ("wrong {braces} here", "wrong {braces} here"),
+        ('no: {"x": 1}', 'no: {"x": 1}'),
+    ],
+)
+async def test_json_within_words_is_unpacked(said: str, words: str) -> None:
+    assert f"(HTTP 400: {words})." in await told(of_json("400 Bad Request", {"error": {"message": said}}))
+    if not said.startswith("{"):
+        assert f"(HTTP 400: {words})." in await told(answer("400 Bad Request", "text/plain", said))
+
+
 @pytest.mark.parametrize(("body", "words"), SHAPES[:-4])
 async def test_an_error_with_status_200_is_one(body: object, words: str) -> None:
     assert f" failed: {words}" in await told(of_json("200 OK", body))

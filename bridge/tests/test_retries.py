@@ -50,11 +50,11 @@ AT_ONCE = "retry-after-ms: 5"
 BUSY = refusal("503 Service Unavailable", AT_ONCE)
 
 
-async def ask(url: str, max_retries: int = 2, times: int = 1) -> list[dict[str, Any]]:
+async def ask(url: str, max_retries: int = 2, times: int = 1, **arguments: str) -> list[dict[str, Any]]:
     """Ask an engine some times; gives the results."""
     calls = Calls(Settings(engines=(Engine("m", url),), max_retries=max_retries, cache=CacheSettings(entries=0)))
     try:
-        return [await calls.run(Call("chat", {"message": "hi"})) for _ in range(times)]
+        return [await calls.run(Call("chat", {"message": "hi", **arguments})) for _ in range(times)]
     finally:
         await calls.close()
 
@@ -89,6 +89,54 @@ async def test_what_may_pass_is_asked_again(status: str) -> None:
         (result,) = await ask(url)
     assert text(result) == "hello"
     assert len(engine.times) == 3
+
+
+@pytest.mark.parametrize("status", ["500 Internal Server Error", "503 Service Unavailable", "429 Too Many Requests"])
+@pytest.mark.parametrize(
+    ("words", "field"),
+    [
+        (
+            "litellm.InternalServerError: max_tokens=2000 cannot be greater than max_model_len=max_total_tokens=1024",
+            "max_tokens",
+        ),
+        ("This model's maximum context length is 2048 tokens, but the prompt has 1000 input tokens", "max_tokens"),
+        ("Request too large on tokens per minute (TPM): Limit 6000, Requested 7000.", "max_tokens"),
+        ("Unsupported parameter: 'temperature' is not supported with this model.", "temperature"),
+        ("Error: Jinja Exception: System role not supported", "messages"),
+    ],
+)
+async def test_what_another_request_can_mend_is_not_repeated_as_it_is(status: str, words: str, field: str) -> None:
+    body = json.dumps({"error": {"message": words}})
+    engine = ScriptedEngine(answer(status, "application/json", body), GOOD)
+    with engine.running() as url:
+        (result,) = await ask(url, system="Be brief.")
+    assert text(result) == "hello"
+    first, second = engine.requests
+    assert first != second
+    assert {**first, field: None} == {**second, field: None}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "Rate limit reached on tokens per minute (TPM): Limit 6000, Used 5800, Requested 2100. Try again later",
+        "rate limit of 60 requests per minute exceeded; max_tokens count, too",
+        "limit of 100 requests",
+        "queue limit of 10 requests reached, each with a context of 8192 tokens",
+        "Too many requests: the maximum of 1000 tokens per second",
+        "You have exceeded the limit of 1000 tokens per day",
+    ],
+)
+@pytest.mark.parametrize("status", ["503 Service Unavailable", "429 Too Many Requests"])
+async def test_a_limit_that_time_lifts_is_waited_for(status: str, words: str) -> None:
+    reply = refusal(status, AT_ONCE).replace(b'"no"', json.dumps(words).encode())
+    reply = re.sub(rb"content-length: \d+\r\n", b"", reply)
+    engine = ScriptedEngine(reply, GOOD)
+    with engine.running() as url:
+        (result,) = await ask(url)
+    assert text(result) == "hello"
+    first, second = engine.requests
+    assert first == second
 
 
 @pytest.mark.parametrize("status", ["400 Bad Request", "401 Unauthorized", "403 Forbidden", "404 Not Found"])

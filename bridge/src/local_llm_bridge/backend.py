@@ -32,7 +32,7 @@ from local_llm_bridge.limits import Slots
 from local_llm_bridge.router import Choice, Router, same_name
 from local_llm_bridge.texts import printable
 from local_llm_bridge.tool_calls import TooManyCallsError
-from local_llm_bridge.unsupported import RENAMED, SYSTEM, unsupported_parts
+from local_llm_bridge.unsupported import RENAMED, SYSTEM, Habits, Memory, unsupported_parts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -43,6 +43,7 @@ PROBE_TIMEOUT_S = 3.0
 _MOST_NAMES = 50
 _LONGEST_NAME = 200
 PROBE_AGE_S = 2.0
+_MOST_SHORTENED = 2
 _LONGEST_KEPT = 40_000
 """Longest answer that the cache keeps, calls included, in characters: as many as a result may have."""
 
@@ -102,10 +103,10 @@ class _Body(NamedTuple):
 
     json: bytes
     max_tokens: int
-    unsupported: frozenset[str]
-    """What of it the engine has refused."""
-    is_shortened: bool
-    """Whether it has refused a longer answer."""
+    habits: Habits
+    """What the engine has said that it does not take."""
+    shortened: int
+    """How often it has refused a longer answer."""
 
 
 class Backend:
@@ -125,6 +126,8 @@ class Backend:
         self._cache_is_shared = settings.cache.shared
         self._router = Router(self.engines, settings.routing, settings.default_model)
         self._clients = {engine.name: EngineClient(engine, settings.max_retries) for engine in self.engines}
+        self._memory = Memory()
+        self._readings: dict[str, object] = {}
         self._probed_at = float("-inf")
         self._probe: dict[str, str | None] = {}
         self._probing = asyncio.Lock()
@@ -255,18 +258,26 @@ class Backend:
         answer.started = time.monotonic()
         try:
             client = self._clients.get(engine.name) or self._clients[None]
+            fresh, known = body, self._memory.of(engine.url, engine.name)
+            if known != Habits():
+                body = _body(engine, request, min(body.max_tokens, known.most or body.max_tokens), known)
             while True:
                 try:
                     await _gather(client, engine, request, body, answer)
                     break
                 except EngineRefusedError as error:
                     other = await self._other_body(client, engine, request, body, str(error))
+                    if other is None and known.are_named_in(str(error)):
+                        self._memory.forget(engine.url)
+                        other, known = fresh, Habits()
                     if other is None:
                         raise
                     body = other
+            if body.habits != known:
+                self._memory.keep(engine.url, engine.name, body.habits, request.messages)
             completion = answer.completion(engine.name or "", choice.reason, body.max_tokens)
             if completion.finish_reason == "length":
-                completion = replace(completion, remedy=_more_room(engine, request, body.max_tokens, completion))
+                completion = replace(completion, remedy=_more_room(engine, request, body, completion))
             return _checked(completion, request)
         finally:
             slots.release(time.monotonic() - answer.started)
@@ -295,22 +306,40 @@ class Backend:
     ) -> _Body | None:
         """Return the request as an engine may take it that has refused it; None: it would not.
 
-        What is read from its words holds for this call alone: they may repeat the question's, which is somebody's.
+        What is read from its words of its context holds for this call alone: they may repeat the question's, which is
+        somebody's.
         """
-        if more := unsupported_parts(said) - body.unsupported:
-            return _body(engine, request, body.max_tokens, body.unsupported | more, is_shortened=body.is_shortened)
-        room = None if body.is_shortened else await self._room_after(client, engine, request, body.max_tokens, said)
-        return None if room is None else _body(engine, request, room, body.unsupported, is_shortened=True)
+        unsupported, most = body.habits
+        more = unsupported_parts(said) - unsupported
+        if not any(message["role"] == "system" for message in request.messages):
+            more -= {SYSTEM}
+        if more:
+            return _body(engine, request, body.max_tokens, Habits(unsupported | more, most), body.shortened)
+        room = await self._room_after(client, engine, request, body, said)
+        if room is None:
+            return None
+        if context.most_of_any(said, body.max_tokens) == room:
+            most = room
+        return _body(engine, request, room, Habits(unsupported, most), body.shortened + 1)
 
     async def _room_after(
-        self, client: EngineClient, engine: Engine, request: Request, asked: int, said: str
+        self, client: EngineClient, engine: Engine, request: Request, body: _Body, said: str
     ) -> int | None:
         """Return how long an answer can be that the engine refused for its length; None: it cannot be any."""
-        if not context.is_about_length(said):
+        asked = body.max_tokens
+        if not context.is_about_length(said) or body.shortened == _MOST_SHORTENED:
             return None
         refusal = context.read_refusal(said, asked)
         length, room = refusal.context, refusal.room
-        if length is None and room is None:
+        if refusal.below is not None and length is not None:
+            # Any length below may fit. A refusal costs the engine little, so a long answer is tried first.
+            room = min(refusal.below, asked) // 2
+            if body.shortened:
+                rest = (length - context.estimate(request.messages)) // 2
+                room = min(room // 2, rest if rest >= context.LEAST_ROOM else room)
+        elif body.shortened and room is None:
+            return None
+        elif length is None and room is None:
             try:
                 length = await client.context_of(engine.name or "")
             except EngineError:
@@ -321,6 +350,7 @@ class Backend:
         return room if room is not None and context.LEAST_ROOM <= room < asked else None
 
     async def _unready_because(self, engine: Engine) -> str | None:
+        names: list[str] = []
         try:
             async with asyncio.timeout(PROBE_TIMEOUT_S):
                 names = await self._clients[engine.name].models(max_retries=0)
@@ -329,6 +359,10 @@ class Backend:
             return None if engine.name and isinstance(error, EngineMissingError) else str(error)
         except TimeoutError:
             return f"{engine.url} did not answer within {PROBE_TIMEOUT_S:g} s."
+        finally:
+            if set(names) != self._readings.get(engine.url):
+                self._memory.forget(engine.url)  # another engine may be there now
+                self._readings[engine.url] = set(names)
         if engine.name is not None and not any(same_name(engine.name, name) for name in names):
             return f"{engine.url} does not serve {engine.name}; it serves {_listing(names) or 'nothing'}."
         return None
@@ -384,10 +418,13 @@ def _wanted(engine: Engine, request: Request) -> int:
     return request.max_tokens if request.insists or engine.max_tokens is None else engine.max_tokens
 
 
-def _more_room(engine: Engine, request: Request, limit: int, completion: Completion) -> str:
+def _more_room(engine: Engine, request: Request, body: _Body, completion: Completion) -> str:
     """Say what makes room for a longer answer."""
+    limit = body.max_tokens
     if completion.context_is_full:
         return f"send less, or give {engine.name} a longer context: it is full"
+    if limit == body.habits.most:
+        return f"ask for less at once: the engine lets no answer have more than {limit} tokens"
     if limit < _wanted(engine, request):
         return f"send less, or give {engine.name} a longer context: it has no room for more"
     raised = "raise max_tokens of the model (models[].max_tokens, or LOCAL_LLM_MAX_TOKENS over stdio)"
@@ -404,13 +441,12 @@ def _body(
     engine: Engine,
     request: Request,
     max_tokens: int,
-    unsupported: frozenset[str] = frozenset(),
-    *,
-    is_shortened: bool = False,
+    habits: Habits = Habits(),  # noqa: B008 - it is immutable
+    shortened: int = 0,
 ) -> _Body:
     """Return the request as the engine gets it."""
     messages = list(request.messages)
-    if SYSTEM in unsupported:
+    if SYSTEM in habits.unsupported:
         messages = _without_system(messages)
     body: dict[str, Any] = {
         "model": engine.name,
@@ -422,11 +458,11 @@ def _body(
     }
     if request.tools:
         body["tools"] = list(request.tools)
-    for field in unsupported - {SYSTEM}:
+    for field in habits.unsupported - {SYSTEM}:
         value = body.pop(field)
         if field in RENAMED:
             body[RENAMED[field]] = value
-    return _Body(to_json(body), max_tokens, unsupported, is_shortened)
+    return _Body(to_json(body), max_tokens, habits, shortened)
 
 
 def _without_system(messages: list[Message]) -> list[Message]:

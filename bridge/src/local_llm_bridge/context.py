@@ -13,9 +13,13 @@ if TYPE_CHECKING:
 
 LEAST_ROOM = 16
 """An answer with less room, in tokens, is not worth asking for."""
+# vLLM's, LM Studio's, llama.cpp's, and those of services; what is loaded goes before what the model could have.
+_LENGTHS = (
+    *("max_model_len", "loaded_context_length", "n_ctx"),
+    *("context_length", "context_window", "max_context_length"),
+)
 _NUMBER = r"(\d[\d,_]{0,9})"
 _WORDS = r"[^.\d]{0,60}?"
-_CAP = r"max_(?:new_|output_|completion_)?tokens\b\W*(?:\d+\W+)?"
 # The words of vLLM, SGLang, TGI, TensorRT-LLM, LMDeploy, llama.cpp and its Python server, LM Studio, and of the
 # services that they speak like.
 _CONTEXT = (
@@ -29,6 +33,7 @@ _CONTEXT = (
     rf"inputs\W+tokens \+ \W?max_new_tokens\W+must be <=? ?{_NUMBER}",
     rf"inputs\W+must have less than {_NUMBER}",
     rf"{_NUMBER} maximum",
+    rf"limit\W{{1,3}}{_NUMBER}\W+requested",
     rf"(?:maximum number of tokens allowed|only supports? up to|limit of|limit for this model is)\W+{_NUMBER}(?! char)",
 )
 _INPUT = (
@@ -43,17 +48,46 @@ _INPUT = (
     rf"\b(?:request|prompt|input|messages resulted in)\b(?! length of)[^.\d]{{0,30}}?{_NUMBER} (?:prompt )?tokens",
 )
 _PARTS = rf"{_NUMBER} in (?:the|your) (?:messages|prompt|functions|tools)"
-_TOTAL = (rf"requested (?:about |a total of )?{_NUMBER} tokens", rf"requested tokens \({_NUMBER}\)")
-_ANSWER = (
-    rf"(?:at most|less than or equal to|no more than|<=?)\W+{_NUMBER}\W+(?:completion|output|the maximum)",
-    rf"{_CAP}{_WORDS}\[\d+, ?{_NUMBER}\]",
-    rf"{_CAP}{_WORDS}(?:less than or equal to|at most|no more than|limit of|<=?)\W+{_NUMBER}",
-    rf"{_CAP}integer above maximum value\. Expected a value <= {_NUMBER}",
+_TOTAL = (
+    rf"requested (?:about |a total of )?{_NUMBER} tokens",
+    rf"requested tokens \({_NUMBER}\)",
+    rf"limit\W{{1,3}}\d[\d,_]*\W+requested\W{{1,3}}{_NUMBER}",
 )
-# vLLM counts a prompt no further than it takes to refuse it, which says nothing of how long it is.
-_AT_LEAST = re.compile(r"at least [\d,_]+", re.IGNORECASE)
+# A limit of the answer alone: words that name its length and a limit, and no question.
+_OF_ANSWER = re.compile(
+    r"max_?(?:new_?|output_?|completion_?)?tokens|(?:output|completion|generated|new) tokens", re.IGNORECASE
+)
+_OF_QUESTION = re.compile(
+    r"context|prompt|\binputs?\b(?! should| validation)|length|_len\b|total_tokens|messages", re.IGNORECASE
+)
+_LIMITS = re.compile(
+    r"[><≤≥]|exceed|maximum|at most|no more|range|between|less|larger|greater|large|small|few|low|limit|above|up to"
+    r"|afford|不能|不得|不可|超|最大|大于|小于|范围|至多",
+    re.IGNORECASE,
+)
+_STATUS = re.compile(r"(?:HTTP|code|status)\W{0,4}\d{3}\b", re.IGNORECASE)
+_WHOLE = r"(\d{1,3}(?:[,_]\d{3})+(?!\d)|\d{1,9})"
+# No part of a name, a date, an address or a fraction.
+_FREE = re.compile(rf"(?<![\w/$-])(?<!\d[.:]){_WHOLE}(?![\w/-]|[.:]\d)", re.ASCII)
+_RANGE = re.compile(
+    r"(?:[\[(]\s*\d+\s*,|(?<![\w/$-])\d+`?\s*(?:\(inclusive\)\s*)?(?:[-~\u2013]|\.\.+|\bto\b|\band\b|到|至))"
+    rf"\s*`?{_WHOLE}(?![\w/-])",
+    re.ASCII | re.IGNORECASE,
+)
+_BELOW = re.compile(r"(?:(?:less|lower|smaller) than|<|小于)[\s`]*$", re.IGNORECASE)
+_EXCLUSIVE = re.compile(r"\W{0,2}\s*\(exclusive", re.IGNORECASE)
+_OVER = re.compile(rf"limit\W{{1,3}}{_NUMBER}\W+requested\W{{1,3}}{_NUMBER}", re.IGNORECASE)
+_OF_TIME = re.compile(
+    r"per (?:sec|min|hour|day|week|month)|\brates?\b|\b[RT]P[SMD]\b|quota|queue|concurren|too many requests|loading",
+    re.IGNORECASE,
+)
+_OF_CALLER = re.compile(r"afford|credit|balance|\bleft\b|remain", re.IGNORECASE)
+# vLLM counts a prompt no further than it takes to refuse it: it tells how many tokens it has at least.
+_AT_LEAST = re.compile(r"(?:at least|upper bound for) [\d,_]+", re.IGNORECASE)
+_LEAST = (rf"(?:at least|upper bound for) {_NUMBER} (?:input|prompt) tokens",)
 _ABOUT = re.compile(
-    r"context|max_\w*tokens|max_(?:model|seq)_len|session_len|too (?:long|large|many)|longer than"
+    r"context|max_?\w*tokens|(?:output|completion) tokens|max_(?:model|seq)_len|session_len"
+    r"|too (?:long|large|many)|longer than"
     r"|\b(?:input|prompt|sequence|token|request)s?\b.{0,40}(?:length|limit|exceed|maximum|supports|less than)",
     re.IGNORECASE,
 )
@@ -66,10 +100,12 @@ class Refusal:
     Args:
         context: how many tokens its context has.
         room: how many are left for the answer, or allowed for one.
+        below: fewer are left for the answer, where it tells only how many the question has at least.
     """
 
     context: int | None
     room: int | None
+    below: int | None = None
 
 
 def estimate(messages: Sequence[Mapping[str, Any]]) -> int:
@@ -86,6 +122,19 @@ def estimate(messages: Sequence[Mapping[str, Any]]) -> int:
     return size // 4
 
 
+def length_told(entry: Mapping[str, Any]) -> int | None:
+    """Return the length of a model's context by its entry in an engine's list, in tokens; None: it does not say."""
+    meta = entry.get("meta")
+    fields = {**entry, **(meta if isinstance(meta, dict) else {})}
+    for name in _LENGTHS:
+        length = fields.get(name)
+        if isinstance(length, str) and re.fullmatch(r"[0-9]{1,9}", length):
+            length = int(length)
+        if type(length) is int and length > 0:
+            return length
+    return None
+
+
 def read_refusal(text: str, asked: int) -> Refusal:
     """Return what a refusal says of the context.
 
@@ -93,17 +142,37 @@ def read_refusal(text: str, asked: int) -> Refusal:
         text: the engine's words.
         asked: the `max_tokens` of the request.
     """
-    cap = _first(_ANSWER, text)
+    cap = _cap(text, asked)
     context = _first(_CONTEXT, text)
     counted = _AT_LEAST.sub("", text)
     given, total = _first(_INPUT, counted), _first(_TOTAL, counted)
     if parts := re.findall(_PARTS, text, re.IGNORECASE):
-        given = sum(int(re.sub(r"\D", "", part)) for part in parts)
+        given = sum(map(_count, parts))
     if context is not None and given is None and total is not None:
         given = total - asked
     if context is not None and given is not None and given >= 0:
         return Refusal(context, context - given)
-    return Refusal(context, None) if context is not None and context != cap else Refusal(None, cap)
+    if context is None or context == cap:
+        return Refusal(None, cap)
+    least = _first(_LEAST, text)
+    return Refusal(context, None, None if least is None else context - least)
+
+
+def most_of_any(text: str, asked: int) -> int | None:
+    """Return the most that a refusal lets any answer have, whoever asks and whatever; None: it does not say.
+
+    Args:
+        text: the engine's words.
+        asked: the `max_tokens` of the request.
+    """
+    return None if _OF_CALLER.search(text) or _OF_TIME.search(text) else _cap(text, asked)
+
+
+def is_too_long(text: str) -> bool:
+    """Whether a refusal, whatever its status, tells a limit that this request exceeds and no waiting raises."""
+    if over := _OVER.search(text):
+        return _count(over[1]) < _count(over[2])
+    return not _OF_TIME.search(text) and "token" in text.lower() and read_refusal(text, 0) != Refusal(None, None)
 
 
 def is_about_length(text: str) -> bool:
@@ -111,8 +180,27 @@ def is_about_length(text: str) -> bool:
     return _ABOUT.search(text) is not None
 
 
+def _cap(text: str, asked: int) -> int | None:
+    """Return the most that an engine lets any answer have, in tokens; None: it does not say.
+
+    That is the end of a range, else the smallest number in words that name the length of an answer and a limit.
+    """
+    if not _OF_ANSWER.search(text) or not _LIMITS.search(text) or _OF_QUESTION.search(text):
+        return None
+    words = _STATUS.sub("", text)
+    found = [
+        _count(match[1]) - bool(_BELOW.search(words[: match.start(1)]) or _EXCLUSIVE.match(words, match.end(1)))
+        for match in [*_RANGE.finditer(words)] or _FREE.finditer(words)
+    ]
+    return min((number for number in found if number >= LEAST_ROOM and number != asked), default=None)
+
+
+def _count(digits: str) -> int:
+    return int(re.sub(r"\D", "", digits))
+
+
 def _first(patterns: tuple[str, ...], text: str) -> int | None:
     for pattern in patterns:
         if found := re.search(pattern, text, re.IGNORECASE):
-            return int(re.sub(r"\D", "", found[1])) or None
+            return _count(found[1]) or None
     return None

@@ -19,6 +19,8 @@ from local_llm_bridge.engine import EngineClient
 from local_llm_bridge.errors import (
     CallError,
     ConfigError,
+    EngineBusyError,
+    EngineDownError,
     EngineError,
     EngineKeyError,
     EngineLinkError,
@@ -186,7 +188,7 @@ class _Examination:
             return
         except EngineError as error:
             if engine.name is None or not isinstance(error, EngineMissingError):
-                yield _bad("engine", str(error), _LINK_HINT if isinstance(error, EngineLinkError) else _HOST_HINT)
+                yield _bad("engine", str(error), _engine_hint(error))
                 return
             yield _good("engine", f"{engine.url} answers")
             yield _open("model", f"{engine.name}; the engine has no list of models to look it up in")
@@ -275,8 +277,10 @@ class _Examination:
     async def _context(self, model: str) -> Finding:
         try:
             served = await self._client.context_of(model)
+        except EngineMissingError:
+            served = None
         except EngineError as error:
-            return _bad("context", str(error), _HOST_HINT)
+            return _bad("context", str(error), _engine_hint(error))
         configured = self._engine.context
         if served is None:
             return _open("context", "the engine does not tell")
@@ -312,6 +316,20 @@ class _Examination:
 
 _LINK_HINT = "Set what is named here, in the environment in which the bridge is started, then run this again."
 _HOST_HINT = "On its host: is the server up (systemctl status, journalctl -u)? Does a firewall let this host in?"
+_BUSY_HINT = "Wait until it is ready, then run this again. If it stays so, look at the engine's log."
+_ANSWER_HINT = "Something answers there: check the address, what stands before the engine, and the engine's log."
+
+
+def _engine_hint(error: EngineError) -> str:
+    match error:
+        case EngineLinkError():
+            return _LINK_HINT
+        case EngineDownError():
+            return _HOST_HINT
+        case EngineBusyError():
+            return _BUSY_HINT
+        case _:
+            return _ANSWER_HINT
 
 
 async def _examine_tools(settings: config.Settings) -> AsyncIterator[Finding]:

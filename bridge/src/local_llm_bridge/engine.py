@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from local_llm_bridge.answer import NO_REASONS
 from local_llm_bridge.audit import NOBODY
+from local_llm_bridge.context import length_told
 from local_llm_bridge.errors import EngineAnswerError, EngineDownError, EngineRefusedError
 from local_llm_bridge.refusals import (
     ADDRESS_HINT,
@@ -189,9 +190,7 @@ class EngineClient:
         """
         for entry in await self._listing(0):
             if isinstance(entry, dict) and entry.get("id") == model:
-                meta = entry.get("meta")
-                length = entry.get("max_model_len") or (meta.get("n_ctx") if isinstance(meta, dict) else None)
-                return length if type(length) is int and length > 0 else None  # vLLM's, llama.cpp's
+                return length_told(entry)
         return None
 
     async def close(self) -> None:

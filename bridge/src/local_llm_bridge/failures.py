@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from local_llm_bridge.answer import MOST_CHARACTERS
-from local_llm_bridge.engine import ADDRESS_HINT, QUOTE
 from local_llm_bridge.errors import (
     EngineAnswerError,
     EngineError,
@@ -14,6 +13,7 @@ from local_llm_bridge.errors import (
     EngineTimeoutError,
     OnlyThoughtsError,
 )
+from local_llm_bridge.refusals import ADDRESS_HINT, MOST_QUOTED
 from local_llm_bridge.tool_calls import MOST_CALLS
 
 if TYPE_CHECKING:
@@ -135,13 +135,13 @@ def reported(engine: Engine, message: str, answer: Answer) -> EngineError:
     """Return the error for one that the engine reported in its stream."""
     if answer.tokens:
         return interrupted(engine, message, answer)
-    return EngineRefusedError(f"The model server at {engine.url} failed: {message[:QUOTE]}", engine.name)
+    return EngineRefusedError(f"The model server at {engine.url} failed: {message[:MOST_QUOTED]}", engine.name)
 
 
 def interrupted(engine: Engine, reason: str, answer: Answer) -> EngineInterruptedError:
     """Return the error for an answer that broke off."""
     return EngineInterruptedError(
-        f"The model server at {engine.url} stopped in the middle of its answer ({reason[:QUOTE]}). "
+        f"The model server at {engine.url} stopped in the middle of its answer ({reason[:MOST_QUOTED]}). "
         f"Try again; if it happens again, look at the server's log.{_rest(answer)}",
         engine.name,
     )

@@ -1,8 +1,8 @@
 """What an engine said instead of an answer, as an error that its reader can act on.
 
 Engines and what stands before them put their words in many places: `error` as a text or an object, `detail`, `message`,
-a page of HTML, a plain line. They are passed on as one line, cut, and without the bridge's key. JSON in which they are
-nowhere that is known is passed on as it is.
+a page of HTML, a plain line, JSON in a text. They are passed on as one line, cut in the middle, and without the
+bridge's key. JSON in which they are nowhere that is known is passed on as it is.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from local_llm_bridge.errors import (
     EngineRefusedError,
 )
 from local_llm_bridge.texts import printable
+from local_llm_bridge.unsupported import wants_another_request
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -34,7 +35,9 @@ if TYPE_CHECKING:
     from local_llm_bridge.config import Engine
 
 QUOTE = 300
-"""Most of an engine's own words that is passed on, in characters."""
+"""Most of the beginning of an engine's own words that is passed on, in characters."""
+_END = 120  # the same of their end, where the cause of an error may be
+MOST_QUOTED = QUOTE + _END + 1
 ADDRESS_HINT = "The address is set by models[].url (serve) or LOCAL_API_URL (stdio)."
 _TLS_HINTS = {
     "http": " If it speaks TLS, write https:// in its address.",
@@ -42,6 +45,7 @@ _TLS_HINTS = {
 }
 _KEY_HINT = "The key is set by models[].api_key_file (serve) or OPENAI_API_KEY_FILE (stdio)."
 _READ = 4096  # the part of a refusal's text that is looked at, in characters
+_MOST_READ = 2**16  # the same of all of it, in bytes
 # Names are in small letters and without what stands between their words: ErrorMessage is error_message.
 _OWN_WORDS = ("errormsg", "errormessage", "errmsg", "fault", "faultstring")  # only an error has them
 _PLACES = (
@@ -53,7 +57,7 @@ _FAILED = re.compile(r".*error.*|fail(?:ed|ure)?", re.DOTALL | re.IGNORECASE)
 _FINE = re.compile(r"(?:0*|2\d\d|ok|none|null|succe\w*)[\s.!]*", re.IGNORECASE)
 _RESULTS = ("choices", "usage", "data")
 _OF_A_CHUNK = frozenset(("id", "object", "created", "model", "choices", "usage", "system_fingerprint", "service_tier"))
-_DEEPEST = 5
+_DEEPEST = 8
 _LONGEST_NUMBER = 10**18
 _NOT_SEEN = re.compile(r"<!--.*?-->|<(script|style)\b.*?</\1>|<[^<>]*>", re.DOTALL | re.IGNORECASE)
 # nginx and Apache, Go, Cloudflare
@@ -78,13 +82,13 @@ def words_of(body: bytes) -> str:
     try:
         document = from_json(body)
     except ValueError:
-        text = body[: 4 * _READ].decode(errors="replace")[:_READ]
-        if text.lstrip()[:1] == "<":
-            import html  # noqa: PLC0415 - its table of names is not needed to start
+        text = body[:_MOST_READ].decode(errors="replace")
+        if text.lstrip()[:1] != "<":
+            return _quoted(_unpacked(text, 0))
+        import html  # noqa: PLC0415 - its table of names is not needed to start
 
-            text = html.unescape(_NOT_SEEN.sub(" ", text))
-        return _line(text)
-    return _said(document, _PLACES) or ("" if document in (None, "", {}, []) else _as_json(document))
+        return _line(html.unescape(_NOT_SEEN.sub(" ", text[:_READ])))
+    return _quoted(_said(document, _PLACES)) or ("" if document in (None, "", {}, []) else _as_json(document))
 
 
 def beginning_of(body: bytes) -> str:
@@ -97,12 +101,12 @@ def reported(document: Any) -> str:  # noqa: ANN401 - it came over the wire
     if not isinstance(document, dict):
         return ""
     if error := document.get("error"):
-        return _said(document, _PLACES) or _compact(error)
+        return _quoted(_said(document, _PLACES)) or _compact(error)
     if error in ("", {}, []) and document.keys().isdisjoint(_RESULTS):
         return "an error, without a word of what it is"
     if document.get("choices") or not _is_error(document):
         return ""
-    return _said(document, _PLACES) or _as_json(document)
+    return _quoted(_said(document, _PLACES)) or _as_json(document)
 
 
 def without_key(text: str, key: str | None) -> str:
@@ -156,7 +160,7 @@ def refused(status: int, headers: Mapping[str, str], body: bytes, engine: Engine
             kind = EngineMissingError
             what = f"does not serve {engine.name} there" if engine.name else "has nothing there"
             text = f"{what} ({code}). {ADDRESS_HINT}"
-        case 429 | 503:
+        case 429 | 503 if not wants_another_request(words):
             kind = EngineBusyError
             text = f"is busy or still loading ({code}). Wait a little, then try again."
         case _:
@@ -273,7 +277,7 @@ def _said(value: Any, places: tuple[str, ...], depth: int = 0) -> str:  # noqa: 
     words = ""
     match value:
         case str():
-            words = value
+            words = _unpacked(value, depth)
         case int() if not isinstance(value, bool) and abs(value) < _LONGEST_NUMBER:
             words = str(value)
         case list() if depth < _DEEPEST:
@@ -288,7 +292,20 @@ def _said(value: Any, places: tuple[str, ...], depth: int = 0) -> str:  # noqa: 
             if words:
                 source = _source(fields.get("metadata"), words, depth)
                 words = _field(value.get("loc")) + words + _numbers(value) + source
-    return _line(words)
+    return words.strip()
+
+
+def _unpacked(text: str, depth: int) -> str:
+    """Return a text in which an object of JSON has given way to its words."""
+    start, end = text.find("{"), text.rfind("}") + 1
+    if depth >= _DEEPEST or not 0 <= start < end:
+        return text
+    try:
+        document = from_json(text[start:end])
+    except ValueError:
+        return text
+    said = _said(document, _PLACES, depth + 1)
+    return text[:start] + said + text[end:] if said else text
 
 
 def _at(place: str, fields: Mapping[str, Any], depth: int) -> str:
@@ -329,10 +346,24 @@ def _numbers(error: Mapping[str, Any]) -> str:
     return f" (n_prompt_tokens={given}, n_ctx={context})" if given and context else ""
 
 
+def _quoted(text: str) -> str:
+    """Return a text on one line, without its middle where it is long: its last line, or its end, may have the cause."""
+    line, text = _on_one(text), text.strip()
+    if len(line) <= MOST_QUOTED and len(text) <= _READ:
+        return line
+    first, _, last = text[-_READ:].rpartition("\n")
+    last = _on_one(last)
+    return f"{line[:QUOTE]}…{last[:_END] if first else last[-_END:]}"
+
+
 def _line(text: str) -> str:
-    """Return a text on one line, cut."""
-    line = printable(" ".join(text[:_READ].split()))
+    """Return the beginning of a text on one line."""
+    line = _on_one(text)
     return line if len(line) <= QUOTE else f"{line[: QUOTE - 1]}…"
+
+
+def _on_one(text: str) -> str:
+    return printable(" ".join(text[:_READ].split()))
 
 
 def _target(location: str) -> str:

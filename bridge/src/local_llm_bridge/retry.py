@@ -4,6 +4,7 @@ Sent again is what may go well the next time and can do no harm:
 
 - the connection could not be made, so the engine has not seen the request. A certificate that is refused stays refused.
 - HTTP 408, 409, 429 and 5xx, unless the engine forbids it by `x-should-retry: false`; any status if it asks for it.
+  Not if its words say how the request has to change, which some engines say with such a status.
 
 A question is not sent again after the connection broke before an answer, nor after HTTP 502 and 504, by which a proxy
 says the same: the engine may have died of the question, and would die of it again. Nor is it once anything of an answer
@@ -20,6 +21,9 @@ import random
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from local_llm_bridge.errors import EngineRefusedError
+from local_llm_bridge.unsupported import wants_another_request
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -47,6 +51,11 @@ class Failure:
     error: EngineError
     repeatable: bool
     wish_s: float | None = None
+
+    def __post_init__(self) -> None:
+        """Take back the leave to repeat what the engine wants another request for."""
+        if self.repeatable and isinstance(self.error, EngineRefusedError) and wants_another_request(str(self.error)):
+            object.__setattr__(self, "repeatable", False)  # the dataclass is frozen
 
     def pause_s(self, tries: int) -> float:
         """Return how long to wait before the next try, in seconds.
