@@ -59,6 +59,7 @@ CHAT = Call("chat", {"message": "hi"})
         ('hm.</think>"yes"', "hm.", '"yes"'),
         ("hm</think>[1, 2]", "hm", "[1, 2]"),
         ("hm</think><think>oh</think>42", "hmoh", "42"),
+        ("a</think>Wait.\n<think>b</think>Answer", "ab", "Wait.\nAnswer"),
         # Other tags.
         ("<THINK>hm</THINK>42", "hm", "42"),
         ("<Thought>hm</thought>42", "hm", "42"),
@@ -111,6 +112,52 @@ def test_thoughts_in_tags_are_told_from_the_answer(text: str, thoughts: str | No
 
 
 @pytest.mark.parametrize(
+    ("text", "thoughts", "answer"),
+    [
+        # It thinks again after a part of its answer.
+        ("Wait.\n<think>hm</think>\nAnswer", "hm", "Wait.\nAnswer"),
+        ("Okay.\n<think>\nhm\n</think>\n\nAnswer", "\nhm\n", "Okay.\nAnswer"),
+        ("<think>a</think>Wait.\n\n<think>b</think>\nAnswer", "ab", "Wait.\n\nAnswer"),
+        ("It is 41.\n<think>a</think>\nNo, 42.\n<think>b</think>\nYes.", "ab", "It is 41.\nNo, 42.\nYes."),
+        ("```python\nx = 1\n```\n<think>Is it?</think>\nIt is.", "Is it?", "```python\nx = 1\n```\nIt is."),
+        ("1. ```\n   x\n   ```\n\n<think>hm</think>\n42", "hm", "1. ```\n   x\n   ```\n\n42"),
+        ("Use `x`.\n<think>the tag `</think>` ends it</think>\n42", "the tag `</think>` ends it", "Use `x`.\n42"),
+        ("**Answer:** 41\n\n<think>hm</think>\n42", "hm", "**Answer:** 41\n\n42"),
+        ("好的。\n<think>想想</think>\n答案", "想想", "好的。\n答案"),
+        ("Wait.\n<think>it asks of\n<think>\ntags</think>\n42", "it asks of\n<think>\ntags", "Wait.\n42"),
+        # What stands before its thoughts is what is left of the template.
+        ("assistant\n<think>hm</think>42", "hm", "42"),
+        ("<|im_start|>assistant\n<think>hm</think>42", "hm", "42"),
+        ("<|start_header_id|>assistant<|end_header_id|>\n\n<think>hm</think>42", "hm", "42"),
+        ("<start_of_turn>model\n<think>hm</think>42", "hm", "42"),
+        ("<\uff5cAssistant\uff5c><think>hm</think>42", "hm", "42"),
+        ("<s><think>hm</think>42", "hm", "42"),
+        ("\u200b<think>hm</think>42", "hm", "42"),
+        ("\ufeff\n<think>hm</think>\u200b\n42", "hm", "42"),
+        ("<|im_start|>assistant\n<think>hm", "hm", ""),
+        ("assistant\n<think>hm", "hm", ""),
+        ("<|im_start|>assistant\n<|channel|>analysis<|message|>hm<|end|>", "hm", ""),
+        (
+            "Sure.<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>final<|message|>42",
+            "hm<|end|><|start|>assistant",
+            "Sure.42",
+        ),
+        # Many blocks.
+        ("<think>a</think>" * 1000 + "42", "a" * 1000, "42"),
+        ("<think>a</think>\n" + "Wait.\n<think>b</think>\n" * 100 + "42", "a" + "b" * 100, "Wait.\n" * 100 + "42"),
+    ],
+)
+@pytest.mark.parametrize("field", [{}, {"reasoning": "oh"}])
+def test_thoughts_after_a_part_of_the_answer_are_none_of_it(
+    text: str, thoughts: str, answer: str, field: dict[str, str]
+) -> None:
+    grown = Answer()
+    for event in (delta(**field), delta(content=text)):
+        grown.add(event)
+    assert grown.received() == ("".join(field.values()) + thoughts, answer)
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "42",
@@ -147,10 +194,47 @@ def test_thoughts_in_tags_are_told_from_the_answer(text: str, thoughts: str | No
         "analysis of assistants",
         "<rea\u017foning>x</rea\u017foning>",
         "xs |> List.map f",
+        # Tags at the beginning of a line, as an example or in code.
+        "**Example:**\n<think>\nhm\n</think>\n42",
+        "## Example\n\n<think>\nhm\n</think>\n42",
+        "例如\uff1a\n<think>想</think>\n答案",
+        "It looks like this:\n<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>final<|message|>42",
+        "gpt-oss writes <|channel|>analysis<|message|> and then <|channel|>final<|message|> before its answer.",
+        "Models write\n<think>\nhm\n</think>\nand then they answer.",
+        "There are two tags.\n<think> opens the thoughts.\n</think> closes them.\nThat is all.",
+        "Its form:\n\n<think>…</think>\n\nThen it answers.",
+        "The form is simple.\n<think>...</think>\nThen it answers.",
+        "It is simple.\n<think>hm</think>, then the answer.",
+        "It is never closed.\n<think>\nhm",
+        "```\n<think>\nhm\n</think>\n```",
+        "So.\n```\nWait.\n<think>\nhm\n</think>\n```\nDone.",
+        "So.\n~~~xml\nWait.\n<think>\nhm\n</think>\n~~~\nDone.",
+        "````markdown\n```\nWait.\n<think>\nhm\n</think>\n```\n````",
+        "- ```\n  Hi.\n  ```\n\n```\nWait.\n<think>\nhm\n</think>\n```\n",
+        "> ```\n> x\n> ```\n```\nWait.\n<think>hm</think>\n```\n",
+        "Indented.\n\n    <think>\n    hm\n    </think>\n\nDone.",
+        "Wait.\n  <think>\n  hm\n  </think>\nIt is indented.",
+        'PROMPT = """You are a helper.\n\n<think>\nhm\n</think>\n"""\nprint(PROMPT)\n',
+        'PROMPT = """\n<think>\nhm\n</think>\n"""\n',
+        "const prompt = `You are a helper.\n<think>\nhm\n</think>\n`;\n",
+        "cat > template <<EOF\n<think>\nhm\n</think>\nEOF\n",
+        "# The template.\n<think>\nhm\n</think>\n",
+        "template: |\n<think>\nhm\n</think>\n",
+        "{%- if thoughts %}\n<think>\n{{ thoughts }}\n</think>\n{%- endif %}",
+        "<prompt>\nWhat is 2 + 2?\n<think>\nhm\n</think>\n4\n</prompt>",
+        "export const View = () => (\n<think>\nhm\n</think>\n);",
+        "diff --git a/t b/t\n@@ -1,3 +1,3 @@\n-Wait.\n+Wait!\n+<think>\n+hm\n+</think>\n Done.",
+        "if a < b and b > c: [x]\n</body>",
+        "assistant\nprofessor",
+        "<s>old</s> new",
+        "<html>\n<body>\n<p>Wait.</p>\n<details>\n<summary>x</summary>\n</details>\n</body>\n</html>",
+        "It is so.\n<reasoning>because</reasoning>\n<verdict>yes</verdict>",
+        "```\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n<think>\nhm\n</think>\n\nHi!<|im_end|>\n```",
     ],
 )
 def test_a_text_that_mentions_a_tag_stays_as_it_is(text: str) -> None:
     assert split(text) == (None, text)
+    assert split(text, separate=True) == (None, text)
 
 
 @pytest.mark.parametrize(
@@ -162,6 +246,13 @@ def test_a_text_that_mentions_a_tag_stays_as_it_is(text: str) -> None:
         "<think><think></think>" * 25_000,
         "<|start|>a<|channel|>final<|message|>" * 15_000,
         "<" * 500_000,
+        "<think>a</think>" * 50_000,
+        "<think>a</thought>" * 50_000,
+        "Wait.\n<think>a\n" * 50_000,
+        "Wait.\n<think>a</thought>\n" * 50_000,
+        "```\n" + "<think></think>" * 50_000,
+        "assistant" + "\n" * 500_000 + "<think>",
+        "\u200b<s>" * 200_000 + "<think",
     ],
 )
 def test_a_long_text_of_nothing_but_tags_is_read_once(text: str) -> None:
