@@ -279,6 +279,47 @@ def test_where_thoughts_have_a_field_a_closing_tag_is_text() -> None:
     assert answer.completion("m", "").text == "It ends with\n</think>\nand goes on."
 
 
+@pytest.mark.parametrize(
+    ("text", "thoughts"),
+    [
+        ("ret</think>42", "ret"),
+        ("ret</think>\n42", "ret"),
+        ("ret\n</think>\n\n42", "ret\n"),
+        ("ret.\n</think>\n42", "ret.\n"),
+        ("ret. </think> 42", "ret. "),
+        ("ret:</think>42", "ret:"),
+        ("想好了。</think>42", "想好了。"),
+        ("ret</think>\n<think>more</think>\n42", "retmore"),
+    ],
+)
+def test_where_thoughts_have_a_field_a_closing_tag_ends_those_that_came_in_the_text(text: str, thoughts: str) -> None:
+    answer = Answer()
+    for event in (delta(reasoning_content="sec"), piece(text), piece("", "stop")):
+        answer.add(event)
+    completion = answer.completion("m", "")
+    assert (completion.thoughts, completion.text) == ("sec" + thoughts, "42")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The tag is\n</think>\nThen it answers.",
+        "It is written so:\n\n</think>\n\nThen it answers.",
+        "Qwen thinks first.\n</think> ends it.",
+        "模型用</think>结束思考",
+        "42</think>",
+        "42.\n</think>\n",
+        "Cut at `</think>`.\nThat is all.",
+        'cut = text.split("</think>")[1]\nprint(cut)',
+        "```\nhm.\n</think>\n\n42\n```",
+        'PROMPT = """\nhm.\n</think>\n\n42\n"""',
+        "<template>\nhm.\n    </think>\n</template>",
+    ],
+)
+def test_where_thoughts_have_a_field_a_closing_tag_that_is_only_named_is_text(text: str) -> None:
+    assert split(text, separate=True) == (None, text)
+
+
 def test_where_thoughts_have_a_field_a_closing_tag_before_all_else_is_none_of_the_answer() -> None:
     answer = Answer()
     for event in (delta(reasoning="hm"), piece("\n</think>\n\n42"), piece("", "stop")):

@@ -111,8 +111,8 @@ def split(text: str, *, separate: bool = False) -> tuple[str | None, str]:
 
     Args:
         text: all that it wrote, or as much as came.
-        separate: whether thoughts came in a field of their own; then a closing tag without an opening one is text,
-            unless it comes before all else.
+        separate: whether thoughts came in a field of their own; then a closing tag without an opening one may be named
+            in the answer, but it may also end thoughts whose last part the engine took for the answer.
 
     Returns: the thoughts, None if there are none, and the answer; if there are none, the text unchanged.
     """
@@ -153,7 +153,7 @@ def _blocks(text: str, begin: int, *, separate: bool) -> Iterator[tuple[int, int
     guesses = at = 0
     if not (tags and tags[0].opens and tags[0].start == begin):
         alone = _closing_alone(tags)
-        if alone and not (separate and alone.start > begin):
+        if alone and not (separate and alone.start > begin and _is_named(text, alone)):
             at = _end_of(_BLANKS, text, alone.end)
             yield 0, 0, alone.start, at
     elif _is_subject(text, tags):
@@ -204,6 +204,19 @@ def _is_example(text: str, tag: _Tag, closing: _Tag) -> bool:
     before = text[max(0, tag.start - _NEAR) : tag.start].rstrip()[-1:]
     after = text[closing.end : closing.end + _NEAR]
     return before.isalnum() and after[:1].isspace() and after.lstrip()[:1].islower()
+
+
+def _is_named(text: str, closing: _Tag) -> bool:
+    """Whether a closing tag that nothing opened is rather named in an answer than the end of thoughts."""
+    before, after = text[max(0, closing.start - _NEAR) : closing.start], text[closing.end : closing.end + _NEAR]
+    words, following = before.rstrip(), after.lstrip()
+    is_literal = before.endswith("\n") and not closing.leads
+    if is_literal or not following or (after[0] == " " and following[0].islower()):
+        return True
+    if words == before and (words[-1].isascii() or after[0] == "\n"):
+        return False  # right after a word, where only prose without blanks has one
+    is_apart = "\n" in after[: after.find(following[0])].replace("\n", "", 1)
+    return words[-1:] not in _SENTENCE_ENDS and (not is_apart or words.endswith(_GOES_ON))
 
 
 def _closings(tags: list[_Tag]) -> dict[int, _Tag]:
