@@ -238,6 +238,82 @@ def test_a_text_that_mentions_a_tag_stays_as_it_is(text: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("42<|im_end|>", "42"),
+        ("42<|im_end|>\n", "42"),
+        ("42\n<|im_end|>", "42\n"),
+        ("42<|eot_id|>", "42"),
+        ("42</s>", "42"),
+        ("42<|endoftext|>", "42"),
+        ("42<|end_of_text|>", "42"),
+        ("42<|END_OF_TURN_TOKEN|>", "42"),
+        ("42<|return|>", "42"),
+        ("42<|user|>", "42"),
+        ("42<turn|>", "42"),
+        ("42<end_of_turn>", "42"),
+        ("42<eos>", "42"),
+        ("42<\uff5cend\u2581of\u2581sentence\uff5c>", "42"),
+        ("42<|im_end|><|endoftext|>", "42"),
+        ('"yes"<|im_end|>', '"yes"'),
+        ("It is 42.<|im_end|>\n<|endoftext|>\n", "It is 42."),
+        ("```python\nx = 1\n```<|im_end|>", "```python\nx = 1\n```"),
+        ("```python\nx = 1\n```\n<|im_end|>", "```python\nx = 1\n```\n"),
+        ("ChatML ends a turn with `<|im_end|>`.<|im_end|>", "ChatML ends a turn with `<|im_end|>`."),
+        ("```\n<|im_start|>user\nHi<|im_end|>\n```\nSo.<|im_end|>", "```\n<|im_start|>user\nHi<|im_end|>\n```\nSo."),
+        # A turn that the model made up.
+        ("42<|endoftext|><|im_start|>user\nAnd 43?", "42"),
+        ("42<|im_end|>\n<|im_start|>user\nAnd 43?<|im_end|>\n<|im_start|>assistant\n44<|im_end|>", "42"),
+        ("42<end_of_turn>\n<start_of_turn>user\nAnd 43?", "42"),
+        ("42<turn|>\n<|turn>user\nAnd 43?", "42"),
+        ("42</s><s>[INST] And 43? [/INST]", "42"),
+        ("42</s>[INST] And 43? [/INST]", "42"),
+        ("42<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nAnd 43?", "42"),
+        ("42<\uff5cend\u2581of\u2581sentence\uff5c><\uff5cUser\uff5c>And 43?", "42"),
+        # GLM-V's box.
+        ("<|begin_of_box|>42<|end_of_box|>", "42"),
+        ("It is so.\n\n<|begin_of_box|>42<|end_of_box|>", "It is so.\n\n42"),
+        ("It is <|begin_of_box|>42<|end_of_box|><|user|>", "It is 42"),
+    ],
+)
+@pytest.mark.parametrize("before", ["", "<think>hm</think>"])
+def test_what_is_left_of_the_template_at_an_end_is_none_of_the_answer(before: str, text: str, answer: str) -> None:
+    assert split(before + text) == ("hm" if before else None, answer)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The token is <|im_end|>",
+        "The token is `<|im_end|>`",
+        "The tokens are:\n<|im_end|>\n<|endoftext|>",
+        "<|im_end|>",
+        "A turn ends with <|im_end|>, the text with <|endoftext|>.",
+        "Print <|im_end|><|endoftext|> there.",
+        "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHi!<|im_end|>",
+        "Such a turn:\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHi!<|im_end|>\n",
+        "Such a beginning:\n<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nHi<|eot_id|>",
+        "```\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n",
+        "```jinja\n{{ text }}<|im_end|>\n<|im_start|>assistant\n```",
+        'STOP = ["<|im_end|>", "<|endoftext|>"]',
+        "STOP = ['<|im_end|><|endoftext|>']",
+        "text.replace('</s>', '')",
+        "The price: <s>40</s>",
+        "<p>Hi</p>",
+        "x |> f\n<|> g",
+        "a <|b|> c",
+        "GLM writes its answer between <|begin_of_box|> and <|end_of_box|>",
+        "Look at `<|begin_of_box|>42<|end_of_box|>`",
+        "<|tool_calls_section_begin|><|tool_call_begin|>f:0<|tool_call_end|><|tool_calls_section_end|>",
+        'PROMPT = """Hi<|im_end|>\n<|im_start|>assistant\n"""',
+        "const turn = (text) => `${text}<|im_end|>\n<|im_start|>assistant\n`;",
+    ],
+)
+def test_an_answer_about_templates_stays_as_it_is(text: str) -> None:
+    assert split(text) == (None, text)
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "\n" * 500_000 + "</think>",
@@ -253,6 +329,12 @@ def test_a_text_that_mentions_a_tag_stays_as_it_is(text: str) -> None:
         "```\n" + "<think></think>" * 50_000,
         "assistant" + "\n" * 500_000 + "<think>",
         "\u200b<s>" * 200_000 + "<think",
+        "a<|im_end|>b" * 90_000,
+        "a <|im_end|>" * 90_000,
+        "a<|" + "end" * 300_000,
+        "a" + "<|im_end|>" * 90_000,
+        "a<|im_end|>" + "\n" * 500_000 + "b",
+        "<|begin_of_box|>" * 30_000 + "<|end_of_box|>" * 30_000,
     ],
 )
 def test_a_long_text_of_nothing_but_tags_is_read_once(text: str) -> None:

@@ -66,11 +66,22 @@ _HEADER = re.compile(
     r"(?:<\|start\|>(?P<role>[^<]*))?(?:<\|channel\|>(?P<channel>[^<]*))?(?:<\|constrain\|>[^<]*)?<\|message\|>"
 )
 _MESSAGE_ENDS = ("<|end|>", "<|return|>", "<|call|>", "<|eom|>", "<|eot|>")
+# Any mark of a chat template, and those that end something; who passes them on as text may let the model go on, too.
+_MARK = re.compile(
+    r"<[|\uff5c](?!begin_of_box|end_of_box)[^<>|\uff5c\s]{1,40}[|\uff5c]>"
+    r"|</?s>|<eos>|<(?:start|end)_of_turn>|<\|turn>|<turn\|>|\[INST\]"
+)
+_END_MARK = re.compile(
+    r"<[|\uff5c](?:[^<>|\uff5c]*end|eo[a-z]|return|call|user|observation)|</s>|<eos>|<end|<turn", re.IGNORECASE
+)
+_IN_END_MARKS = ("|>", "\uff5c>", "</s>", "<eos>", "<end_of_turn>")
+_BOX = ("<|begin_of_box|>", "<|end_of_box|>")
 _FENCE = re.compile(r"^(?:[^`~\n]*>)?[ \t]*(?:(?:[-*+]|\d{1,9}[.)])[ \t]+)*(`{3,}|~{3,})([^\n]*)", re.MULTILINE)
 # Where Python and JavaScript keep texts of more than one line.
 _LITERALS = ('"""', "'''", "`")
 # How a line ends, in prose or in code, that is not over or says what follows, and how one begins.
 _GOES_ON = (*":,;([{=|\\<>\uff1a\uff0c\u3001", "%}", "}}")
+_SAYS_WHAT = (":", "\uff1a")
 _TITLES = ("#", "//", "-- ", "/*")
 _ELEMENT = re.compile(rf"[{_BLANK}]*<(?!answer>|response>)[a-z!?]", re.IGNORECASE)
 _QUOTES = frozenset("'\"`“”«»([\\/=")
@@ -120,18 +131,20 @@ def split(text: str, *, separate: bool = False) -> tuple[str | None, str]:
     rest = text[begin:]
     if rest.startswith(("analysis", "Here")) and (untagged := _UNTAGGED.match(rest)):
         return untagged[1], rest[untagged.end() :].lstrip()
-    if rest[:1] not in _FIRST and not any(part in rest for part in _IN_CLOSING):
-        return None, text  # as nearly all are
     if rest.startswith(_MESSAGES):
         return _split_messages(rest)
-    thoughts: list[str] = []
-    answer: list[str] = []
-    at = 0
-    for start, opened, end, after in _blocks(text, begin, separate=separate):
-        answer.append(text[at:start])
-        thoughts.append(text[opened:end])
-        at = after
-    return ("".join(thoughts), "".join(answer) + _answer(text[at:])) if thoughts else (None, text)
+    if rest[:1] in _FIRST or any(part in rest for part in _IN_CLOSING):  # as in few
+        thoughts: list[str] = []
+        answer: list[str] = []
+        at = 0
+        for start, opened, end, after in _blocks(text, begin, separate=separate):
+            answer.append(text[at:start])
+            thoughts.append(text[opened:end])
+            at = after
+        if thoughts:
+            return "".join(thoughts), "".join(answer) + _answer(text[at:])
+    ended = _ended(text)
+    return None, ended if separate or ended.strip() else text
 
 
 def _end_of(pattern: re.Pattern[str], text: str, at: int = 0) -> int:
@@ -274,12 +287,40 @@ def _is_subject(text: str, tags: list[_Tag]) -> bool:
 
 def _answer(text: str) -> str:
     """Return an answer without what stands around it."""
-    text = text.lstrip()
+    text = _ended(text.lstrip())
     for opening, closing in _AROUND:
         inner = text.removeprefix(opening)
         if inner is not text and (closing not in inner or inner.rstrip().endswith(closing)):
             return inner.rstrip().removesuffix(closing).strip()
-    return _without_end(text) if text.endswith("|>") else text
+    return text
+
+
+def _ended(text: str) -> str:
+    """Return an answer without the marks of a template at its end, and without what a model wrote beyond that."""
+    if any(part in text for part in _IN_END_MARKS):
+        text = text[: _end_mark(text)]
+    boxed = text.rstrip()
+    start = boxed.rfind(_BOX[0]) if boxed.endswith(_BOX[1]) else -1
+    before, inner = boxed[:start], boxed[start + len(_BOX[0]) : -len(_BOX[1])]
+    return text if start < 0 or before.endswith("`") or inner[:1] == " " else before + inner
+
+
+def _end_mark(text: str) -> int | None:
+    """Return where an answer ends that has marks of a template after it; None: it has none, or is about them."""
+    named = -1
+    for match, doubt, is_literal in islice(_places(_MARK, text), _MOST_TAGS):
+        at, end = match.span()
+        before = text[max(0, at - _NEAR) : at]
+        is_quoted = before.endswith(("'", '"')) and before[-1] in text[end : end + _NEAR].partition("\n")[0]
+        if doubt or is_literal or is_quoted or at == named or before.endswith((" ", "\t")):
+            named = end
+        elif not _END_MARK.match(match[0]) or (before.endswith("\n") and before.rstrip().endswith(_SAYS_WHAT)):
+            return None  # it shows a template
+        elif match[0] != "</s>" or "<s>" not in before:
+            after = _end_of(_BLANKS, text, end)
+            if after == len(text) or _MARK.match(text, after):
+                return at
+    return None
 
 
 def _without_end(message: str) -> str:
@@ -312,26 +353,32 @@ def _split_messages(text: str) -> tuple[str, str]:
 
 def _tags(text: str) -> Iterator[_Tag]:
     """Yield the tags in a text. The text may be long, and may hold nothing else."""
-    line = line_end = seen = 0
-    in_code = in_literal = False
+    for match, doubt, is_literal in _places(_TAG, text):
+        at, end = match.span()
+        number, opens = _MEANING[match[0].lower()]
+        leads = not is_literal and text[at - 1 : at] in {"", "\n"}
+        yield _Tag(at, end, number, opens, doubt, leads)
+
+
+def _places(pattern: re.Pattern[str], text: str) -> Iterator[tuple[re.Match[str], int, bool]]:
+    """Yield what a pattern finds in a text, whether it is only mentioned (see `_Tag`), and is in a text within code."""
+    line = line_end = seen = looked_at = 0
+    in_code = False
     fence = ""
     counts: dict[str, int] = {}
     literals = {mark: (0, text.rfind(mark)) for mark in _LITERALS if mark in text}
-    for match in _TAG.finditer(text):
+    for match in pattern.finditer(text):
         at, end = match.span()
         if at >= line_end:
             start = text.rfind("\n", line_end and line_end - 1, at) + 1
             fence = _fence_at(start, text, line, fence)
             in_code = bool(fence and _fence_at(at, text, start, fence))
-            literals = {mark: (count + text.count(mark, line, start), last) for mark, (count, last) in literals.items()}
-            in_literal = any(count % 2 and last > at for count, last in literals.values())
             line, seen = start, start
             line_end = text.find("\n", end) + 1 or len(text) + 1
             counts = dict.fromkeys('`"', 0)
         for mark in counts:
             counts[mark] += text.count(mark, seen, at)
         seen = at
-        number, opens = _MEANING[match[0].lower()]
         near = min(end + _NEAR, line_end)
         is_quoted = any(count % 2 and text.find(mark, end, near) >= 0 for mark, count in counts.items())
         around = (text[at - 1 : at] if at else "", text[end : end + 1])
@@ -339,7 +386,9 @@ def _tags(text: str) -> Iterator[_Tag]:
             doubt = 2
         else:
             doubt = _is_in_a_sentence(text[max(line, at - _NEAR) : at], text[end:near])
-        yield _Tag(at, end, number, opens, doubt, leads=at == line and not in_literal)
+        literals = {mark: (n + text.count(mark, looked_at, at), last) for mark, (n, last) in literals.items()}
+        looked_at = at
+        yield match, doubt, any(n % 2 and last > at for n, last in literals.values())
 
 
 def _fence_at(end: int, text: str, start: int, fence: str) -> str:
