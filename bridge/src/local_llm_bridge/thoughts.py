@@ -48,10 +48,18 @@ _AROUND = (
     ("<|START_TEXT|>", "<|END_TEXT|>"),
     ("<|begin_of_solution|>", "<|end_of_solution|>"),
 )
-# gpt-oss whose tags an engine took for nothing, and Granite 3, which has none.
-_UNTAGGED = re.compile(
-    r"(?:analysis|Here(?: is|'s) my thought process:)(.*?)(?:assistantfinal|Here(?: is|'s) my response:)", re.DOTALL
+# Tags of less common models, and of those that were told to think in some. As an answer may be asked for in such a
+# form, they count at the very beginning only, where they are closed, and where no other element follows.
+_UNCOMMON = re.compile(
+    r"(?:<\|?(?P<name>thoughts|reason|scratchpad|(?<=\|)(?:thinking|think|thought|reasoning))\|?>"
+    r"|<(?P<details>details) type=\"reasoning\"[^<>]*>|<SPECIAL_12>)(?P<thoughts>.*?)(?<![\"'`])"
+    r"(?:<\|(?:/|end_?(?:of_)?)(?P=name)\|>|</\|?(?P=name)\|?>|</(?P=details)>|<SPECIAL_13>)",
+    re.IGNORECASE | re.DOTALL,
 )
+# Granite 3 has no tags; an engine may have left out those of gpt-oss.
+_UNTAGGED = re.compile(r"Here(?: is|'s) my thought process:(.*?)Here(?: is|'s) my response:", re.DOTALL)
+_STRIPPED = re.compile(r"(?<![^\w.!?\u3002\n*)\]}\"`$])assistant(?:final(?![\s().,;:'\"=\]`])|commentary(?=\S| to=))")
+_IN_STRIPPED = ("assistantfinal", "assistantcommentary")
 # What engines leave of the chat template before thoughts, and blanks that Python does not take for any.
 _BLANK = r"\s\u200b\u2060\ufeff"
 _BLANKS = re.compile(rf"[{_BLANK}]*")
@@ -129,8 +137,10 @@ def split(text: str, *, separate: bool = False) -> tuple[str | None, str]:
     """
     begin = _end_of(_LEFT_BEFORE, text)
     rest = text[begin:]
-    if rest.startswith(("analysis", "Here")) and (untagged := _UNTAGGED.match(rest)):
+    if rest.startswith("Here") and (untagged := _UNTAGGED.match(rest)):
         return untagged[1], rest[untagged.end() :].lstrip()
+    if any(part in rest for part in _IN_STRIPPED) and (stripped := _split_stripped(rest)):
+        return stripped
     if rest.startswith(_MESSAGES):
         return _split_messages(rest)
     if rest[:1] in _FIRST or any(part in rest for part in _IN_CLOSING):  # as in few
@@ -143,6 +153,8 @@ def split(text: str, *, separate: bool = False) -> tuple[str | None, str]:
             at = after
         if thoughts:
             return "".join(thoughts), "".join(answer) + _answer(text[at:])
+        if (uncommon := _UNCOMMON.match(rest)) and (answered := _answer_to(uncommon)):
+            return uncommon["thoughts"], answered
     ended = _ended(text)
     return None, ended if separate or ended.strip() else text
 
@@ -295,6 +307,12 @@ def _answer(text: str) -> str:
     return text
 
 
+def _answer_to(uncommon: re.Match[str]) -> str:
+    """Return the answer that follows thoughts in tags which it may be about, or have as a part; empty: it is or has."""
+    is_form = _ELEMENT.match(uncommon.string, uncommon.end()) or _PLACEHOLDER.fullmatch(uncommon["thoughts"])
+    return "" if is_form else _answer(uncommon.string[uncommon.end() :])
+
+
 def _ended(text: str) -> str:
     """Return an answer without the marks of a template at its end, and without what a model wrote beyond that."""
     if any(part in text for part in _IN_END_MARKS):
@@ -349,6 +367,17 @@ def _split_messages(text: str) -> tuple[str, str]:
         else:
             thoughts.append(body)
     return "".join(thoughts), "".join(final or said).lstrip()
+
+
+def _split_stripped(text: str) -> tuple[str, str] | None:
+    """Return the thoughts and the answer of gpt-oss without its tags; None: it is something else."""
+    found = [match for match, doubt, _ in islice(_places(_STRIPPED, text), _MOST_TAGS) if not doubt]
+    if not found:
+        return None
+    last = next((match for match in found if match[0].endswith("final")), found[0])
+    is_call = text.startswith(" to=", last.end())
+    answer = text[last.start() if is_call else last.end() :]
+    return text[: last.start()].removeprefix("analysis"), _answer(answer)
 
 
 def _tags(text: str) -> Iterator[_Tag]:
