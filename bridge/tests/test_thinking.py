@@ -59,6 +59,7 @@ CHAT = Call("chat", {"message": "hi"})
         ('hm.</think>"yes"', "hm.", '"yes"'),
         ("hm</think>[1, 2]", "hm", "[1, 2]"),
         ("hm</think><think>oh</think>42", "hmoh", "42"),
+        ("a</think>Wait.\n<think>b</think>Answer", "ab", "Wait.\nAnswer"),
         # Other tags.
         ("<THINK>hm</THINK>42", "hm", "42"),
         ("<Thought>hm</thought>42", "hm", "42"),
@@ -88,6 +89,30 @@ CHAT = Call("chat", {"message": "hi"})
         ("<|channel|>final<|message|>A message ends with <|end|> there.", "", "A message ends with <|end|> there."),
         ("analysisWe need 42.assistantfinal42", "We need 42.", "42"),
         ("Here is my thought process:\nhm\n\nHere is my response:\n42", "\nhm\n\n", "42"),
+        ("We need 42.assistantfinal42", "We need 42.", "42"),
+        ("We need 42assistantfinalIt is 42.", "We need 42", "It is 42."),
+        ("assistantfinal42", "", "42"),
+        ("hm.\nassistantfinal42", "hm.\n", "42"),
+        ("hm.assistantcommentaryI look.assistantfinal42", "hm.assistantcommentaryI look.", "42"),
+        ("analysishm.assistantcommentaryI look.", "hm.", "I look."),
+        ("hm.assistantcommentary to=functions.f json{}", "hm.", "assistantcommentary to=functions.f json{}"),
+        ("it ends at `assistantfinal`.assistantfinal42", "it ends at `assistantfinal`.", "42"),
+        # Tags of which others may be a form that was asked for.
+        ("<|thinking|>hm<|/thinking|>42", "hm", "42"),
+        ("<|think|>hm<|/think|>\n42", "hm", "42"),
+        ("<|think|>hm</think>42", None, "42"),
+        ("<|thinking|>hm<|end_of_thinking|>42", "hm", "42"),
+        ("<thoughts>\nhm\n</thoughts>\n\n42", "\nhm\n", "42"),
+        ("<scratchpad>hm</scratchpad>\n42", "hm", "42"),
+        ("<scratchpad>hm</scratchpad>\n<answer>42</answer>", "hm", "42"),
+        ("<|im_start|>assistant\n<scratchpad>hm</scratchpad>\n42", "hm", "42"),
+        ("<reason>hm</reason>42", "hm", "42"),
+        ("<SPECIAL_12>hm<SPECIAL_13>42", "hm", "42"),
+        (
+            '<details type="reasoning" done="true">\n<summary>Thought</summary>\nhm\n</details>\n42',
+            "\n<summary>Thought</summary>\nhm\n",
+            "42",
+        ),
         # One within another, forgotten, or closed by another name.
         ("<think>a<think>b</think>c</think>42", "a<think>b</think>c", "42"),
         ("<think>\n<think>\nhm\n</think>\n42", "\n<think>\nhm\n", "42"),
@@ -108,6 +133,52 @@ def test_thoughts_in_tags_are_told_from_the_answer(text: str, thoughts: str | No
     grown = Answer()
     grown.add(delta(content=text))
     assert grown.received() == (found or "", rest)
+
+
+@pytest.mark.parametrize(
+    ("text", "thoughts", "answer"),
+    [
+        # It thinks again after a part of its answer.
+        ("Wait.\n<think>hm</think>\nAnswer", "hm", "Wait.\nAnswer"),
+        ("Okay.\n<think>\nhm\n</think>\n\nAnswer", "\nhm\n", "Okay.\nAnswer"),
+        ("<think>a</think>Wait.\n\n<think>b</think>\nAnswer", "ab", "Wait.\n\nAnswer"),
+        ("It is 41.\n<think>a</think>\nNo, 42.\n<think>b</think>\nYes.", "ab", "It is 41.\nNo, 42.\nYes."),
+        ("```python\nx = 1\n```\n<think>Is it?</think>\nIt is.", "Is it?", "```python\nx = 1\n```\nIt is."),
+        ("1. ```\n   x\n   ```\n\n<think>hm</think>\n42", "hm", "1. ```\n   x\n   ```\n\n42"),
+        ("Use `x`.\n<think>the tag `</think>` ends it</think>\n42", "the tag `</think>` ends it", "Use `x`.\n42"),
+        ("**Answer:** 41\n\n<think>hm</think>\n42", "hm", "**Answer:** 41\n\n42"),
+        ("好的。\n<think>想想</think>\n答案", "想想", "好的。\n答案"),
+        ("Wait.\n<think>it asks of\n<think>\ntags</think>\n42", "it asks of\n<think>\ntags", "Wait.\n42"),
+        # What stands before its thoughts is what is left of the template.
+        ("assistant\n<think>hm</think>42", "hm", "42"),
+        ("<|im_start|>assistant\n<think>hm</think>42", "hm", "42"),
+        ("<|start_header_id|>assistant<|end_header_id|>\n\n<think>hm</think>42", "hm", "42"),
+        ("<start_of_turn>model\n<think>hm</think>42", "hm", "42"),
+        ("<\uff5cAssistant\uff5c><think>hm</think>42", "hm", "42"),
+        ("<s><think>hm</think>42", "hm", "42"),
+        ("\u200b<think>hm</think>42", "hm", "42"),
+        ("\ufeff\n<think>hm</think>\u200b\n42", "hm", "42"),
+        ("<|im_start|>assistant\n<think>hm", "hm", ""),
+        ("assistant\n<think>hm", "hm", ""),
+        ("<|im_start|>assistant\n<|channel|>analysis<|message|>hm<|end|>", "hm", ""),
+        (
+            "Sure.<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>final<|message|>42",
+            "hm<|end|><|start|>assistant",
+            "Sure.42",
+        ),
+        # Many blocks.
+        ("<think>a</think>" * 1000 + "42", "a" * 1000, "42"),
+        ("<think>a</think>\n" + "Wait.\n<think>b</think>\n" * 100 + "42", "a" + "b" * 100, "Wait.\n" * 100 + "42"),
+    ],
+)
+@pytest.mark.parametrize("field", [{}, {"reasoning": "oh"}])
+def test_thoughts_after_a_part_of_the_answer_are_none_of_it(
+    text: str, thoughts: str, answer: str, field: dict[str, str]
+) -> None:
+    grown = Answer()
+    for event in (delta(**field), delta(content=text)):
+        grown.add(event)
+    assert grown.received() == ("".join(field.values()) + thoughts, answer)
 
 
 @pytest.mark.parametrize(
@@ -147,9 +218,137 @@ def test_thoughts_in_tags_are_told_from_the_answer(text: str, thoughts: str | No
         "analysis of assistants",
         "<rea\u017foning>x</rea\u017foning>",
         "xs |> List.map f",
+        # Tags at the beginning of a line, as an example or in code.
+        "**Example:**\n<think>\nhm\n</think>\n42",
+        "## Example\n\n<think>\nhm\n</think>\n42",
+        "例如\uff1a\n<think>想</think>\n答案",
+        "It looks like this:\n<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>final<|message|>42",
+        "gpt-oss writes <|channel|>analysis<|message|> and then <|channel|>final<|message|> before its answer.",
+        "Models write\n<think>\nhm\n</think>\nand then they answer.",
+        "There are two tags.\n<think> opens the thoughts.\n</think> closes them.\nThat is all.",
+        "Its form:\n\n<think>…</think>\n\nThen it answers.",
+        "The form is simple.\n<think>...</think>\nThen it answers.",
+        "It is simple.\n<think>hm</think>, then the answer.",
+        "It is never closed.\n<think>\nhm",
+        "```\n<think>\nhm\n</think>\n```",
+        "So.\n```\nWait.\n<think>\nhm\n</think>\n```\nDone.",
+        "So.\n~~~xml\nWait.\n<think>\nhm\n</think>\n~~~\nDone.",
+        "````markdown\n```\nWait.\n<think>\nhm\n</think>\n```\n````",
+        "- ```\n  Hi.\n  ```\n\n```\nWait.\n<think>\nhm\n</think>\n```\n",
+        "> ```\n> x\n> ```\n```\nWait.\n<think>hm</think>\n```\n",
+        "Indented.\n\n    <think>\n    hm\n    </think>\n\nDone.",
+        "Wait.\n  <think>\n  hm\n  </think>\nIt is indented.",
+        'PROMPT = """You are a helper.\n\n<think>\nhm\n</think>\n"""\nprint(PROMPT)\n',
+        'PROMPT = """\n<think>\nhm\n</think>\n"""\n',
+        "const prompt = `You are a helper.\n<think>\nhm\n</think>\n`;\n",
+        "cat > template <<EOF\n<think>\nhm\n</think>\nEOF\n",
+        "# The template.\n<think>\nhm\n</think>\n",
+        "template: |\n<think>\nhm\n</think>\n",
+        "{%- if thoughts %}\n<think>\n{{ thoughts }}\n</think>\n{%- endif %}",
+        "<prompt>\nWhat is 2 + 2?\n<think>\nhm\n</think>\n4\n</prompt>",
+        "export const View = () => (\n<think>\nhm\n</think>\n);",
+        "diff --git a/t b/t\n@@ -1,3 +1,3 @@\n-Wait.\n+Wait!\n+<think>\n+hm\n+</think>\n Done.",
+        "if a < b and b > c: [x]\n</body>",
+        "assistant\nprofessor",
+        "gpt-oss then writes assistantfinal before its answer.",
+        "gpt-oss then writes `x.assistantfinal42`.",
+        "```\nhm.assistantfinal42\n```",
+        "thoughts, _, answer = text.partition('assistantfinal')",
+        "roles = {assistantfinal: 42}",
+        "It leaves these:\nassistantfinal\nassistantcommentary\n",
+        "Call message.assistantfinal() or x.assistantfinal.",
+        "analysis of `assistantfinal`, which ends thoughts",
+        "<scratchpad>hm",
+        "<scratchpad>hm</scratchpad>",
+        "<reason>because</reason>\n<verdict>yes</verdict>",
+        "It has a\n<scratchpad>hm</scratchpad>\n42",
+        "<details>\n<summary>x</summary>\ny\n</details>\n42",
+        "<SPECIAL_12> is a token, and so is <SPECIAL_14>.",
+        "<scratchpad>…</scratchpad> is what it writes first.",
+        "<s>old</s> new",
+        "<html>\n<body>\n<p>Wait.</p>\n<details>\n<summary>x</summary>\n</details>\n</body>\n</html>",
+        "It is so.\n<reasoning>because</reasoning>\n<verdict>yes</verdict>",
+        "```\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n<think>\nhm\n</think>\n\nHi!<|im_end|>\n```",
     ],
 )
 def test_a_text_that_mentions_a_tag_stays_as_it_is(text: str) -> None:
+    assert split(text) == (None, text)
+    assert split(text, separate=True) == (None, text)
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("42<|im_end|>", "42"),
+        ("42<|im_end|>\n", "42"),
+        ("42\n<|im_end|>", "42\n"),
+        ("42<|eot_id|>", "42"),
+        ("42</s>", "42"),
+        ("42<|endoftext|>", "42"),
+        ("42<|end_of_text|>", "42"),
+        ("42<|END_OF_TURN_TOKEN|>", "42"),
+        ("42<|return|>", "42"),
+        ("42<|user|>", "42"),
+        ("42<turn|>", "42"),
+        ("42<end_of_turn>", "42"),
+        ("42<eos>", "42"),
+        ("42<\uff5cend\u2581of\u2581sentence\uff5c>", "42"),
+        ("42<|im_end|><|endoftext|>", "42"),
+        ('"yes"<|im_end|>', '"yes"'),
+        ("It is 42.<|im_end|>\n<|endoftext|>\n", "It is 42."),
+        ("```python\nx = 1\n```<|im_end|>", "```python\nx = 1\n```"),
+        ("```python\nx = 1\n```\n<|im_end|>", "```python\nx = 1\n```\n"),
+        ("ChatML ends a turn with `<|im_end|>`.<|im_end|>", "ChatML ends a turn with `<|im_end|>`."),
+        ("```\n<|im_start|>user\nHi<|im_end|>\n```\nSo.<|im_end|>", "```\n<|im_start|>user\nHi<|im_end|>\n```\nSo."),
+        # A turn that the model made up.
+        ("42<|endoftext|><|im_start|>user\nAnd 43?", "42"),
+        ("42<|im_end|>\n<|im_start|>user\nAnd 43?<|im_end|>\n<|im_start|>assistant\n44<|im_end|>", "42"),
+        ("42<end_of_turn>\n<start_of_turn>user\nAnd 43?", "42"),
+        ("42<turn|>\n<|turn>user\nAnd 43?", "42"),
+        ("42</s><s>[INST] And 43? [/INST]", "42"),
+        ("42</s>[INST] And 43? [/INST]", "42"),
+        ("42<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nAnd 43?", "42"),
+        ("42<\uff5cend\u2581of\u2581sentence\uff5c><\uff5cUser\uff5c>And 43?", "42"),
+        # GLM-V's box.
+        ("<|begin_of_box|>42<|end_of_box|>", "42"),
+        ("It is so.\n\n<|begin_of_box|>42<|end_of_box|>", "It is so.\n\n42"),
+        ("It is <|begin_of_box|>42<|end_of_box|><|user|>", "It is 42"),
+    ],
+)
+@pytest.mark.parametrize("before", ["", "<think>hm</think>"])
+def test_what_is_left_of_the_template_at_an_end_is_none_of_the_answer(before: str, text: str, answer: str) -> None:
+    assert split(before + text) == ("hm" if before else None, answer)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The token is <|im_end|>",
+        "The token is `<|im_end|>`",
+        "The tokens are:\n<|im_end|>\n<|endoftext|>",
+        "<|im_end|>",
+        "A turn ends with <|im_end|>, the text with <|endoftext|>.",
+        "Print <|im_end|><|endoftext|> there.",
+        "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHi!<|im_end|>",
+        "Such a turn:\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHi!<|im_end|>\n",
+        "Such a beginning:\n<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nHi<|eot_id|>",
+        "```\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n",
+        "```jinja\n{{ text }}<|im_end|>\n<|im_start|>assistant\n```",
+        'STOP = ["<|im_end|>", "<|endoftext|>"]',
+        "STOP = ['<|im_end|><|endoftext|>']",
+        "text.replace('</s>', '')",
+        "The price: <s>40</s>",
+        "<p>Hi</p>",
+        "x |> f\n<|> g",
+        "a <|b|> c",
+        "GLM writes its answer between <|begin_of_box|> and <|end_of_box|>",
+        "Look at `<|begin_of_box|>42<|end_of_box|>`",
+        "<|tool_calls_section_begin|><|tool_call_begin|>f:0<|tool_call_end|><|tool_calls_section_end|>",
+        'PROMPT = """Hi<|im_end|>\n<|im_start|>assistant\n"""',
+        "const turn = (text) => `${text}<|im_end|>\n<|im_start|>assistant\n`;",
+    ],
+)
+def test_an_answer_about_templates_stays_as_it_is(text: str) -> None:
     assert split(text) == (None, text)
 
 
@@ -162,6 +361,24 @@ def test_a_text_that_mentions_a_tag_stays_as_it_is(text: str) -> None:
         "<think><think></think>" * 25_000,
         "<|start|>a<|channel|>final<|message|>" * 15_000,
         "<" * 500_000,
+        "<think>a</think>" * 50_000,
+        "<think>a</thought>" * 50_000,
+        "Wait.\n<think>a\n" * 50_000,
+        "Wait.\n<think>a</thought>\n" * 50_000,
+        "```\n" + "<think></think>" * 50_000,
+        "assistant" + "\n" * 500_000 + "<think>",
+        "\u200b<s>" * 200_000 + "<think",
+        "a<|im_end|>b" * 90_000,
+        "a <|im_end|>" * 90_000,
+        "a<|" + "end" * 300_000,
+        "a" + "<|im_end|>" * 90_000,
+        "a<|im_end|>" + "\n" * 500_000 + "b",
+        "<|begin_of_box|>" * 30_000 + "<|end_of_box|>" * 30_000,
+        "hm.assistantfinal" * 50_000,
+        "hm.assistantcommentary " * 50_000,
+        "<scratchpad>" + "</" * 500_000,
+        "<scratchpad>" + "<|end_of_" * 100_000,
+        '<details type="reasoning"' + " " * 500_000,
     ],
 )
 def test_a_long_text_of_nothing_but_tags_is_read_once(text: str) -> None:
@@ -186,6 +403,47 @@ def test_where_thoughts_have_a_field_a_closing_tag_is_text() -> None:
     for event in (delta(reasoning="hm"), piece("It ends with\n</think>\nand goes on."), piece("", "stop")):
         answer.add(event)
     assert answer.completion("m", "").text == "It ends with\n</think>\nand goes on."
+
+
+@pytest.mark.parametrize(
+    ("text", "thoughts"),
+    [
+        ("ret</think>42", "ret"),
+        ("ret</think>\n42", "ret"),
+        ("ret\n</think>\n\n42", "ret\n"),
+        ("ret.\n</think>\n42", "ret.\n"),
+        ("ret. </think> 42", "ret. "),
+        ("ret:</think>42", "ret:"),
+        ("想好了。</think>42", "想好了。"),
+        ("ret</think>\n<think>more</think>\n42", "retmore"),
+    ],
+)
+def test_where_thoughts_have_a_field_a_closing_tag_ends_those_that_came_in_the_text(text: str, thoughts: str) -> None:
+    answer = Answer()
+    for event in (delta(reasoning_content="sec"), piece(text), piece("", "stop")):
+        answer.add(event)
+    completion = answer.completion("m", "")
+    assert (completion.thoughts, completion.text) == ("sec" + thoughts, "42")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The tag is\n</think>\nThen it answers.",
+        "It is written so:\n\n</think>\n\nThen it answers.",
+        "Qwen thinks first.\n</think> ends it.",
+        "模型用</think>结束思考",
+        "42</think>",
+        "42.\n</think>\n",
+        "Cut at `</think>`.\nThat is all.",
+        'cut = text.split("</think>")[1]\nprint(cut)',
+        "```\nhm.\n</think>\n\n42\n```",
+        'PROMPT = """\nhm.\n</think>\n\n42\n"""',
+        "<template>\nhm.\n    </think>\n</template>",
+    ],
+)
+def test_where_thoughts_have_a_field_a_closing_tag_that_is_only_named_is_text(text: str) -> None:
+    assert split(text, separate=True) == (None, text)
 
 
 def test_where_thoughts_have_a_field_a_closing_tag_before_all_else_is_none_of_the_answer() -> None:

@@ -56,7 +56,7 @@ _REASONS = {
 }
 _REASON_OF = {word: reason for reason, words in _REASONS.items() for word in words}
 # A text that has none of these is an answer and nothing else: thoughts.py.
-_SIGNS = ("<", "[", "◁", "|>", "analysis", "Here")
+_SIGNS = ("<", "[", "◁", "|>", "assistantfinal", "assistantcommentary", "Here")
 _THOUGHTS = frozenset({"thinking", "reasoning", "thought"})
 # One thought may come under several of them.
 _THOUGHT_FIELDS = ("reasoning_content", "reasoning", "thinking", "reasoning_details", "thinking_blocks")

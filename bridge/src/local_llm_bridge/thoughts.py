@@ -2,8 +2,8 @@
 
 Engines that know a model's format send thoughts in a field of their own. Others pass on the model's tags, and where the
 chat template holds the opening tag (DeepSeek-R1, QwQ), only the closing one. A text that merely mentions a tag, such as
-code about such models, has to stay as it is: an opening tag counts at the very beginning only, a closing one not in
-code, in quotes, or within a sentence.
+code about such models, has to stay as it is: an opening tag counts at the very beginning, or where a line begins and
+its closing one follows; neither counts in code, in quotes, within a sentence, or as an example.
 """
 
 from __future__ import annotations
@@ -48,16 +48,50 @@ _AROUND = (
     ("<|START_TEXT|>", "<|END_TEXT|>"),
     ("<|begin_of_solution|>", "<|end_of_solution|>"),
 )
-# gpt-oss whose tags an engine took for nothing, and Granite 3, which has none.
-_UNTAGGED = re.compile(
-    r"(?:analysis|Here(?: is|'s) my thought process:)(.*?)(?:assistantfinal|Here(?: is|'s) my response:)", re.DOTALL
+# Tags of less common models, and of those that were told to think in some. As an answer may be asked for in such a
+# form, they count at the very beginning only, where they are closed, and where no other element follows.
+_UNCOMMON = re.compile(
+    r"(?:<\|?(?P<name>thoughts|reason|scratchpad|(?<=\|)(?:thinking|think|thought|reasoning))\|?>"
+    r"|<(?P<details>details) type=\"reasoning\"[^<>]*>|<SPECIAL_12>)(?P<thoughts>.*?)(?<![\"'`])"
+    r"(?:<\|(?:/|end_?(?:of_)?)(?P=name)\|>|</\|?(?P=name)\|?>|</(?P=details)>|<SPECIAL_13>)",
+    re.IGNORECASE | re.DOTALL,
+)
+# Granite 3 has no tags; an engine may have left out those of gpt-oss.
+_UNTAGGED = re.compile(r"Here(?: is|'s) my thought process:(.*?)Here(?: is|'s) my response:", re.DOTALL)
+_STRIPPED = re.compile(r"(?<![^\w.!?\u3002\n*)\]}\"`$])assistant(?:final(?![\s().,;:'\"=\]`])|commentary(?=\S| to=))")
+_IN_STRIPPED = ("assistantfinal", "assistantcommentary")
+# What engines leave of the chat template before thoughts, and blanks that Python does not take for any.
+_BLANK = r"\s\u200b\u2060\ufeff"
+_BLANKS = re.compile(rf"[{_BLANK}]*")
+_LEFT_BEFORE = re.compile(
+    rf"(?:[{_BLANK}]|<s>|<bos>|<sop>|\[gMASK\]|<start_of_turn>|<\|turn>|(?:assistant|model)(?=[{_BLANK}<])"
+    r"|<[|\uff5c](?:im_start|begin[_\u2581]of[_\u2581](?:text|sentence)|startoftext|assistant"
+    r"|(?:start|end)_header_id|(?:start|end)_of_role|START_OF_TURN_TOKEN|CHATBOT_TOKEN)[|\uff5c]>)*+",
+    re.IGNORECASE,
 )
 _MESSAGES = ("<|channel|>", "<|start|>", "<|message|>")
 _HEADER = re.compile(
     r"(?:<\|start\|>(?P<role>[^<]*))?(?:<\|channel\|>(?P<channel>[^<]*))?(?:<\|constrain\|>[^<]*)?<\|message\|>"
 )
 _MESSAGE_ENDS = ("<|end|>", "<|return|>", "<|call|>", "<|eom|>", "<|eot|>")
-_FENCE = re.compile(r"^(?:[^`~\n]*>)?[ \t]*(?:```|~~~)", re.MULTILINE)
+# Any mark of a chat template, and those that end something; who passes them on as text may let the model go on, too.
+_MARK = re.compile(
+    r"<[|\uff5c](?!begin_of_box|end_of_box)[^<>|\uff5c\s]{1,40}[|\uff5c]>"
+    r"|</?s>|<eos>|<(?:start|end)_of_turn>|<\|turn>|<turn\|>|\[INST\]"
+)
+_END_MARK = re.compile(
+    r"<[|\uff5c](?:[^<>|\uff5c]*end|eo[a-z]|return|call|user|observation)|</s>|<eos>|<end|<turn", re.IGNORECASE
+)
+_IN_END_MARKS = ("|>", "\uff5c>", "</s>", "<eos>", "<end_of_turn>")
+_BOX = ("<|begin_of_box|>", "<|end_of_box|>")
+_FENCE = re.compile(r"^(?:[^`~\n]*>)?[ \t]*(?:(?:[-*+]|\d{1,9}[.)])[ \t]+)*(`{3,}|~{3,})([^\n]*)", re.MULTILINE)
+# Where Python and JavaScript keep texts of more than one line.
+_LITERALS = ('"""', "'''", "`")
+# How a line ends, in prose or in code, that is not over or says what follows, and how one begins.
+_GOES_ON = (*":,;([{=|\\<>\uff1a\uff0c\u3001", "%}", "}}")
+_SAYS_WHAT = (":", "\uff1a")
+_TITLES = ("#", "//", "-- ", "/*")
+_ELEMENT = re.compile(rf"[{_BLANK}]*<(?!answer>|response>)[a-z!?]", re.IGNORECASE)
 _QUOTES = frozenset("'\"`“”«»([\\/=")
 _SENTENCE_ENDS = frozenset(".!?…。\uff01\uff1f")
 _ABBREVIATIONS = ("e.g.", "i.e.", "etc.", "vs.", "cf.")
@@ -67,7 +101,8 @@ _CODE_INDENT = 4
 _NEAR = 200
 """How much of a line is looked at on both sides of a tag, in characters."""
 _MOST_TAGS = 10_000
-_MOST_BLOCKS = 64
+_MOST_GUESSES = 64
+"""How often in a text the end is looked for of thoughts that no tag closes as it should."""
 
 
 class _Tag(NamedTuple):
@@ -79,6 +114,7 @@ class _Tag(NamedTuple):
         pair: number of the pair that it belongs to.
         opens: whether it is the first of the two.
         doubt: whether it is only mentioned: 0 no, 1 it stands between words, 2 it stands in code or quotes.
+        leads: whether a line begins with it, and is none of a text within code.
     """
 
     start: int
@@ -86,6 +122,7 @@ class _Tag(NamedTuple):
     pair: int
     opens: bool
     doubt: int
+    leads: bool
 
 
 def split(text: str, *, separate: bool = False) -> tuple[str | None, str]:
@@ -93,39 +130,133 @@ def split(text: str, *, separate: bool = False) -> tuple[str | None, str]:
 
     Args:
         text: all that it wrote, or as much as came.
-        separate: whether thoughts came in a field of their own; then a closing tag without an opening one is text,
-            unless it comes before all else.
+        separate: whether thoughts came in a field of their own; then a closing tag without an opening one may be named
+            in the answer, but it may also end thoughts whose last part the engine took for the answer.
 
     Returns: the thoughts, None if there are none, and the answer; if there are none, the text unchanged.
     """
-    rest = text.lstrip()
-    if rest.startswith(("analysis", "Here")) and (untagged := _UNTAGGED.match(rest)):
+    begin = _end_of(_LEFT_BEFORE, text)
+    rest = text[begin:]
+    if rest.startswith("Here") and (untagged := _UNTAGGED.match(rest)):
         return untagged[1], rest[untagged.end() :].lstrip()
-    if rest[:1] not in _FIRST and not any(part in rest for part in _IN_CLOSING):
-        return None, text  # as nearly all are
+    if any(part in rest for part in _IN_STRIPPED) and (stripped := _split_stripped(rest)):
+        return stripped
     if rest.startswith(_MESSAGES):
         return _split_messages(rest)
+    if rest[:1] in _FIRST or any(part in rest for part in _IN_CLOSING):  # as in few
+        thoughts: list[str] = []
+        answer: list[str] = []
+        at = 0
+        for start, opened, end, after in _blocks(text, begin, separate=separate):
+            answer.append(text[at:start])
+            thoughts.append(text[opened:end])
+            at = after
+        if thoughts:
+            return "".join(thoughts), "".join(answer) + _answer(text[at:])
+        if (uncommon := _UNCOMMON.match(rest)) and (answered := _answer_to(uncommon)):
+            return uncommon["thoughts"], answered
+    ended = _ended(text)
+    return None, ended if separate or ended.strip() else text
+
+
+def _end_of(pattern: re.Pattern[str], text: str, at: int = 0) -> int:
+    """Return where something ends that begins at a place, if only there."""
+    match = pattern.match(text, at)
+    return match.end() if match else at
+
+
+def _blocks(text: str, begin: int, *, separate: bool) -> Iterator[tuple[int, int, int, int]]:
+    """Yield where thoughts have their tag, where they begin and end, and where the text goes on.
+
+    Args:
+        text: all that the model wrote.
+        begin: where it begins, after what is left of the template.
+        separate: as `split` has it.
+    """
     tags = list(islice(_tags(text), _MOST_TAGS))
-    thoughts: list[str] = []
-    at = begin = len(text) - len(rest)
+    closings = _closings(tags)
+    guesses = at = 0
     if not (tags and tags[0].opens and tags[0].start == begin):
         alone = _closing_alone(tags)
-        if alone is None or (separate and alone.start > begin):
-            return None, text
-        thoughts.append(text[: alone.start])
-        at = alone.end
+        if alone and not (separate and alone.start > begin and _is_named(text, alone)):
+            at = _end_of(_BLANKS, text, alone.end)
+            yield 0, 0, alone.start, at
     elif _is_subject(text, tags):
-        return None, text
-    places = {tag.start: number for number, tag in enumerate(tags) if tag.opens}
-    for _ in range(_MOST_BLOCKS):
-        at = len(text) - len(text[at:].lstrip())
-        if at not in places:
-            break
-        number = places[at]
-        closing = _closing(tags, number)
-        thoughts.append(text[tags[number].end : closing.start if closing else None])
-        at = closing.end if closing else len(text)
-    return "".join(thoughts), _answer(text[at:])
+        return
+    for number, tag in enumerate(tags):
+        is_first = tag.start == (at or begin)
+        if not tag.opens or tag.start < at or not (is_first or _may_begin_again(text, at or begin, tag)):
+            continue
+        closing = closings.get(number)
+        if closing is None:
+            guesses += 1
+            if guesses > _MOST_GUESSES:
+                return
+            closing = _closing(tags, number)
+        if not is_first and (closing is None or closing.doubt or _is_example(text, tag, closing)):
+            continue
+        start = tag.start if at or not is_first else 0
+        at = _end_of(_BLANKS, text, closing.end) if closing else len(text)
+        yield start, tag.end, closing.start if closing else len(text), at
+
+
+def _may_begin_again(text: str, begin: int, tag: _Tag) -> bool:
+    """Whether a tag within an answer may open more thoughts: what stands before it does not lead up to it.
+
+    Args:
+        text: all that the model wrote.
+        begin: where its answer begins, or goes on after thoughts.
+        tag: it opens some.
+    """
+    if tag.doubt:
+        return False
+    if not tag.leads:  # no prose has one of a model's own tokens right after a sentence
+        return text[tag.start - 1] in _SENTENCE_ENDS and text.startswith("<|", tag.start)
+    if _ELEMENT.match(text, begin):
+        return False  # a document of XML or HTML
+    words = text[max(begin, tag.start - _NEAR) : tag.start].rstrip()
+    line = words[words.rfind("\n") + 1 :].strip(" \t*_")
+    return not (line.endswith(_GOES_ON) or line.startswith(_TITLES) or "<<" in line)
+
+
+def _is_example(text: str, tag: _Tag, closing: _Tag) -> bool:
+    """Whether two tags within an answer are about thoughts, or part of a form that was asked for."""
+    if _PLACEHOLDER.fullmatch(text, tag.end, closing.start) or _SUBJECT.match(text, tag.end):
+        return True
+    if "think" not in text[tag.start : tag.end].lower() and _ELEMENT.match(text, closing.end):
+        return True
+    # A sentence that goes on after them.
+    before = text[max(0, tag.start - _NEAR) : tag.start].rstrip()[-1:]
+    after = text[closing.end : closing.end + _NEAR]
+    return before.isalnum() and after[:1].isspace() and after.lstrip()[:1].islower()
+
+
+def _is_named(text: str, closing: _Tag) -> bool:
+    """Whether a closing tag that nothing opened is rather named in an answer than the end of thoughts."""
+    before, after = text[max(0, closing.start - _NEAR) : closing.start], text[closing.end : closing.end + _NEAR]
+    words, following = before.rstrip(), after.lstrip()
+    is_literal = before.endswith("\n") and not closing.leads
+    if is_literal or not following or (after[0] == " " and following[0].islower()):
+        return True
+    if words == before and (words[-1].isascii() or after[0] == "\n"):
+        return False  # right after a word, where only prose without blanks has one
+    is_apart = "\n" in after[: after.find(following[0])].replace("\n", "", 1)
+    return words[-1:] not in _SENTENCE_ENDS and (not is_apart or words.endswith(_GOES_ON))
+
+
+def _closings(tags: list[_Tag]) -> dict[int, _Tag]:
+    """Return the tags that close others as they should, by the numbers of these."""
+    opened: dict[int, list[int]] = {}
+    closings = {}
+    for number, tag in enumerate(tags):
+        numbers = opened.setdefault(tag.pair, [])
+        if tag.doubt:
+            continue
+        if tag.opens:
+            numbers.append(number)
+        elif numbers:
+            closings[numbers.pop()] = tag
+    return closings
 
 
 def _closing(tags: list[_Tag], number: int) -> _Tag | None:
@@ -168,12 +299,46 @@ def _is_subject(text: str, tags: list[_Tag]) -> bool:
 
 def _answer(text: str) -> str:
     """Return an answer without what stands around it."""
-    text = text.lstrip()
+    text = _ended(text.lstrip())
     for opening, closing in _AROUND:
         inner = text.removeprefix(opening)
         if inner is not text and (closing not in inner or inner.rstrip().endswith(closing)):
             return inner.rstrip().removesuffix(closing).strip()
-    return _without_end(text) if text.endswith("|>") else text
+    return text
+
+
+def _answer_to(uncommon: re.Match[str]) -> str:
+    """Return the answer that follows thoughts in tags which it may be about, or have as a part; empty: it is or has."""
+    is_form = _ELEMENT.match(uncommon.string, uncommon.end()) or _PLACEHOLDER.fullmatch(uncommon["thoughts"])
+    return "" if is_form else _answer(uncommon.string[uncommon.end() :])
+
+
+def _ended(text: str) -> str:
+    """Return an answer without the marks of a template at its end, and without what a model wrote beyond that."""
+    if any(part in text for part in _IN_END_MARKS):
+        text = text[: _end_mark(text)]
+    boxed = text.rstrip()
+    start = boxed.rfind(_BOX[0]) if boxed.endswith(_BOX[1]) else -1
+    before, inner = boxed[:start], boxed[start + len(_BOX[0]) : -len(_BOX[1])]
+    return text if start < 0 or before.endswith("`") or inner[:1] == " " else before + inner
+
+
+def _end_mark(text: str) -> int | None:
+    """Return where an answer ends that has marks of a template after it; None: it has none, or is about them."""
+    named = -1
+    for match, doubt, is_literal in islice(_places(_MARK, text), _MOST_TAGS):
+        at, end = match.span()
+        before = text[max(0, at - _NEAR) : at]
+        is_quoted = before.endswith(("'", '"')) and before[-1] in text[end : end + _NEAR].partition("\n")[0]
+        if doubt or is_literal or is_quoted or at == named or before.endswith((" ", "\t")):
+            named = end
+        elif not _END_MARK.match(match[0]) or (before.endswith("\n") and before.rstrip().endswith(_SAYS_WHAT)):
+            return None  # it shows a template
+        elif match[0] != "</s>" or "<s>" not in before:
+            after = _end_of(_BLANKS, text, end)
+            if after == len(text) or _MARK.match(text, after):
+                return at
+    return None
 
 
 def _without_end(message: str) -> str:
@@ -204,23 +369,45 @@ def _split_messages(text: str) -> tuple[str, str]:
     return "".join(thoughts), "".join(final or said).lstrip()
 
 
+def _split_stripped(text: str) -> tuple[str, str] | None:
+    """Return the thoughts and the answer of gpt-oss without its tags; None: it is something else."""
+    found = [match for match, doubt, _ in islice(_places(_STRIPPED, text), _MOST_TAGS) if not doubt]
+    if not found:
+        return None
+    last = next((match for match in found if match[0].endswith("final")), found[0])
+    is_call = text.startswith(" to=", last.end())
+    answer = text[last.start() if is_call else last.end() :]
+    return text[: last.start()].removeprefix("analysis"), _answer(answer)
+
+
 def _tags(text: str) -> Iterator[_Tag]:
     """Yield the tags in a text. The text may be long, and may hold nothing else."""
-    line = line_end = seen = 0
+    for match, doubt, is_literal in _places(_TAG, text):
+        at, end = match.span()
+        number, opens = _MEANING[match[0].lower()]
+        leads = not is_literal and text[at - 1 : at] in {"", "\n"}
+        yield _Tag(at, end, number, opens, doubt, leads)
+
+
+def _places(pattern: re.Pattern[str], text: str) -> Iterator[tuple[re.Match[str], int, bool]]:
+    """Yield what a pattern finds in a text, whether it is only mentioned (see `_Tag`), and is in a text within code."""
+    line = line_end = seen = looked_at = 0
     in_code = False
+    fence = ""
     counts: dict[str, int] = {}
-    for match in _TAG.finditer(text):
+    literals = {mark: (0, text.rfind(mark)) for mark in _LITERALS if mark in text}
+    for match in pattern.finditer(text):
         at, end = match.span()
         if at >= line_end:
             start = text.rfind("\n", line_end and line_end - 1, at) + 1
-            in_code ^= len(_FENCE.findall(text, line, start)) % 2 == 1
+            fence = _fence_at(start, text, line, fence)
+            in_code = bool(fence and _fence_at(at, text, start, fence))
             line, seen = start, start
             line_end = text.find("\n", end) + 1 or len(text) + 1
             counts = dict.fromkeys('`"', 0)
         for mark in counts:
             counts[mark] += text.count(mark, seen, at)
         seen = at
-        number, opens = _MEANING[match[0].lower()]
         near = min(end + _NEAR, line_end)
         is_quoted = any(count % 2 and text.find(mark, end, near) >= 0 for mark, count in counts.items())
         around = (text[at - 1 : at] if at else "", text[end : end + 1])
@@ -228,7 +415,19 @@ def _tags(text: str) -> Iterator[_Tag]:
             doubt = 2
         else:
             doubt = _is_in_a_sentence(text[max(line, at - _NEAR) : at], text[end:near])
-        yield _Tag(at, end, number, opens, doubt)
+        literals = {mark: (n + text.count(mark, looked_at, at), last) for mark, (n, last) in literals.items()}
+        looked_at = at
+        yield match, doubt, any(n % 2 and last > at for n, last in literals.values())
+
+
+def _fence_at(end: int, text: str, start: int, fence: str) -> str:
+    """Return the marks of the code that is open at a place, given those at an earlier one; empty: there is none."""
+    for marks, rest in _FENCE.findall(text, start, end):
+        if not fence:
+            fence = "" if marks[0] in rest else marks  # code within a line has its end there
+        elif marks.startswith(fence) and rest.lstrip()[:1] in {"", "<"}:
+            fence = ""  # a tag may follow at once
+    return fence
 
 
 def _is_in_a_sentence(before: str, after: str) -> bool:
