@@ -22,9 +22,9 @@ KEY = "sk-secret-of-the-engine"
 GOOD = events(piece("hello", "stop"))
 
 
-async def ask(url: str, **settings: Any) -> dict[str, Any]:  # noqa: ANN401 - of Settings
+async def ask(url: str, key: str | None = KEY, **settings: Any) -> dict[str, Any]:  # noqa: ANN401 - of Settings
     """Ask an engine once; gives the result."""
-    engine = Engine("m", url, api_key=KEY)
+    engine = Engine("m", url, api_key=key)
     calls = Calls(Settings(engines=(engine,), cache=CacheSettings(entries=0), **{"max_retries": 0, **settings}))
     try:
         return await calls.run(Call("chat", {"message": "hi"}))
@@ -705,3 +705,108 @@ async def test_the_wait_that_an_engine_asks_for_is_passed_on() -> None:
 async def test_no_status_is_told_that_no_server_has_sent(head: str, body: bytes) -> None:
     reply = f"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n{head}\r\n\r\n".encode() + body
     assert "400" not in await told(reply)
+
+
+@pytest.mark.parametrize("words", ["Input was flagged", "Country, region, or territory not supported"])
+@pytest.mark.parametrize("key", [KEY, None])
+async def test_what_is_forbidden_for_another_reason_is_not_blamed_on_the_key(words: str, key: str | None) -> None:
+    text = await told(of_json("403 Forbidden", {"error": {"message": words}}), key=key)
+    assert f"refused the request (HTTP 403: {words})." in text
+    assert "key" not in text
+
+
+@pytest.mark.parametrize(
+    "words", ["Forbidden", "Access denied", "You have no permission to use m", "This token may not ask m"]
+)
+async def test_what_may_be_forbidden_to_a_key_is_told_of_it(words: str) -> None:
+    text = await told(of_json("403 Forbidden", {"error": {"message": words}}))
+    assert f"refused the bridge's key (HTTP 403). It says: {words}." in text
+
+
+async def test_what_is_forbidden_without_a_key_is_not_blamed_on_it() -> None:
+    text = await told(answer("403 Forbidden", "text/plain", ""), key=None)
+    assert "refused the request (HTTP 403). It may serve only some hosts or origins" in text
+    assert "key" not in text
+    assert "refused the bridge's key (HTTP 403)." in await told(answer("403 Forbidden", "text/plain", ""))
+
+
+@pytest.mark.parametrize("status", ["401 Unauthorized", "403 Forbidden"])
+async def test_an_engine_that_wants_a_key_and_gets_none_is_said_to_want_one(status: str) -> None:
+    text = await told(of_json(status, {"error": {"message": "Missing API key"}}), key=None)
+    wants = "wants" if status.startswith("401") else "may want"
+    assert f"(HTTP {status[:3]}): none is set, and it {wants} one. It says: Missing API key. The key is set by" in text
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "br"])
+@pytest.mark.parametrize("status", ["404 Not Found", "500 Oh"])
+async def test_words_that_came_compressed_are_said_to_have(status: str, encoding: str) -> None:
+    text = await told(of_json(status, "out of memory", f"content-encoding: {encoding}"))
+    assert f"(HTTP {status[:3]}, whose words came compressed, in {encoding})" in text
+    assert "out of memory" not in text
+
+
+@pytest.mark.parametrize(
+    "kind", ["text/plain; charset=gbk", 'text/html; Charset="GBK"', "application/json;charset=gbk"]
+)
+async def test_words_are_read_in_the_charset_that_they_are_said_to_have(kind: str) -> None:
+    words = "显存不足"
+    body = json.dumps({"error": words}, ensure_ascii=False) if "json" in kind else words
+    head = f"HTTP/1.1 500 Oh\r\ncontent-type: {kind}\r\nconnection: close\r\n\r\n".encode()
+    assert f"(HTTP 500: {words})" in await told(head + body.encode("gbk"))
+    for wrong in ("base64", "nonsense", "undefined", "utf-8"):
+        head = f"HTTP/1.1 500 Oh\r\ncontent-type: text/plain; charset={wrong}\r\nconnection: close\r\n\r\n".encode()
+        assert f"(HTTP 500: {words})" in await told(head + words.encode())
+
+
+async def test_a_request_that_is_not_allowed_at_an_address_is_about_the_address() -> None:
+    text = await told(of_json("405 Method Not Allowed", {"detail": "Method Not Allowed"}))
+    assert "(HTTP 405: Method Not Allowed). It takes no such request there. The address is set by" in text
+
+
+@pytest.mark.parametrize("body", ["<html><title>413 Request Entity Too Large</title></html>", "", "body too large"])
+async def test_a_request_that_is_too_large_for_a_proxy_is_about_its_limit(body: str) -> None:
+    text = await told(answer("413 Too Large", "text/html", body))
+    assert "refused the request (HTTP 413" in text
+    assert "What stands before the engine may limit the size of a request (nginx: client_max_body_size)" in text
+    said = {"error": {"message": "prompt is too long: 5000 tokens > 4096 maximum"}}
+    assert "nginx" not in await told(of_json("413 Too Large", said))
+
+
+async def test_googles_message_goes_before_its_details() -> None:
+    error = {
+        "code": 400,
+        "message": "API key not valid.",
+        "details": [{"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": "API_KEY_INVALID"}],
+    }
+    assert "(HTTP 400: API key not valid.)" in await told(of_json("400 Bad Request", {"error": error}))
+    del error["message"]
+    assert "(HTTP 400: API_KEY_INVALID)" in await told(of_json("400 Bad Request", {"error": error}))
+
+
+RETRY_INFO = {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "600s"}
+
+
+@pytest.mark.parametrize(
+    ("error", "wish_s"),
+    [
+        ({"code": 429, "message": "Resource exhausted", "details": [{"reason": "RATE"}, RETRY_INFO]}, 600),
+        ({"message": "Rate limit reached. Please try again in 10m0.5s. Visit the console."}, 601),
+        ({"message": "Rate limit reached, please retry after 600 seconds"}, 600),
+        ({"message": "You can retry in 1h2m"}, 3720),
+    ],
+)
+async def test_a_wish_among_the_words_is_one(error: dict[str, Any], wish_s: int) -> None:
+    engine = ScriptedEngine(of_json("429 Busy", {"error": error}), GOOD)
+    with engine.running() as url:
+        result = await ask(url, max_retries=3, timeout_s=60)
+    assert f"It asks to come back in {wish_s} s; this call has" in result["content"][0]["text"]
+    assert len(engine.requests) == 1
+
+
+async def test_a_short_wish_among_the_words_is_respected() -> None:
+    engine = ScriptedEngine(of_json("429 Busy", {"error": "Rate limit reached. Try again in 1500ms"}), GOOD)
+    with engine.running() as url:
+        result = await ask(url, max_retries=1)
+    assert result["content"][0]["text"] == "hello"
+    first, second = engine.times
+    assert second - first >= 1.5

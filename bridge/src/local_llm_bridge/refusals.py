@@ -49,8 +49,8 @@ _MOST_READ = 2**16  # the same of all of it, in bytes
 # Names are in small letters and without what stands between their words: ErrorMessage is error_message.
 _OWN_WORDS = ("errormsg", "errormessage", "errmsg", "fault", "faultstring")  # only an error has them
 _PLACES = (
-    *("error", "faultstring", "detail", "details", "message", "msg", "errormsg", "errormessage", "errmsg", "statusmsg"),
-    *("errors", "errordescription", "fault", "baseresp", "description", "reason", "title", "data"),
+    *("error", "faultstring", "detail", "message", "msg", "errormsg", "errormessage", "errmsg", "statusmsg"),
+    *("details", "errors", "errordescription", "fault", "baseresp", "description", "reason", "title", "data"),
 )
 _LAST_PLACES = (*_PLACES, "text", "type", "code")
 _FAILED = re.compile(r".*error.*|fail(?:ed|ure)?", re.DOTALL | re.IGNORECASE)
@@ -68,6 +68,12 @@ _WANTS_TLS = re.compile(
 _UNPAID = re.compile(
     r"insufficient.{0,20}(?:quota|balance|credit|funds)|exceeded your current quota|\bbilling\b|arrearage"
     r"|余额不足|欠费",
+    re.IGNORECASE,
+)
+# A word alone, such as "Forbidden", is no other cause.
+_OF_KEY = re.compile(
+    r"\bkey\b|\btoken\b|authenti|authori[sz]|credential|bearer|permission|forbidden|denied|\baccess\b|\bthis model\b"
+    r"|^\S*$",
     re.IGNORECASE,
 )
 _UNKNOWN_MODEL = re.compile(
@@ -132,8 +138,12 @@ def refused(status: int, headers: Mapping[str, str], body: bytes, engine: Engine
         engine: whose it is.
     """
     # What came compressed although it was not to be is not unpacked, so it has no words.
-    words = "" if "content-encoding" in headers else without_key(words_of(body), engine.api_key)
+    encoding = headers.get("content-encoding", "")
+    body = b"" if encoding else _in_utf8(body, headers.get("content-type", ""))
+    words = without_key(words_of(body), engine.api_key)
     code = f"HTTP {status}{': ' if words else ''}{words}"
+    if encoding:
+        code = f"HTTP {status}, whose words came compressed, in {_line(encoding)[:20]}"
     said = f"{words} {body[:_READ].decode(errors='replace')}"
     where = f"The model server at {engine.url}"
     if engine.proxy and proxy_answered(status, headers, body):
@@ -146,14 +156,16 @@ def refused(status: int, headers: Mapping[str, str], body: bytes, engine: Engine
         )
     kind: type[EngineError] = EngineRefusedError
     match status:
-        case 403 if body.lstrip()[:1] == b"<":
-            text = (
-                f"refused the request ({code}). That is a page of what stands before it, which may not like the "
-                "text of the question: look at the log there."
-            )
         case 401 | 403:
-            kind = EngineKeyError
-            text = f"refused the bridge's key (HTTP {status}).{f' It says: {words}.' if words else ''} {_KEY_HINT}"
+            kind, text = _forbidden(status, words, code, body, engine)
+        case 405:
+            kind = EngineMissingError
+            text = f"refused the request ({code}). It takes no such request there. {ADDRESS_HINT}"
+        case 413 if not wants_another_request(words):
+            text = (
+                f"refused the request ({code}). What stands before the engine may limit the size of a request (nginx: "
+                "client_max_body_size): raise it there, or send less."
+            )
         case 429 | 503 if _UNPAID.search(said):
             text = f"refused the request ({code}). The account of its key is used up. {_KEY_HINT}"
         case 404 | 429 | 503 if status == 404 or _UNKNOWN_MODEL.search(said):  # noqa: PLR2004
@@ -225,6 +237,31 @@ def cause(error: BaseException) -> str:
         return os.strerror(error.errno)
     # aiohttp puts a status before its own words, which no server has sent.
     return _line(_NO_STATUS.sub("", str(error)) or type(error).__name__)
+
+
+def _forbidden(status: int, words: str, code: str, body: bytes, engine: Engine) -> tuple[type[EngineError], str]:
+    """Return what to say of HTTP 401 or 403, which is about the key only where nothing else is given as its cause."""
+    if status == 403 and body.lstrip()[:1] == b"<":  # noqa: PLR2004 - HTTP's own
+        return EngineRefusedError, (
+            f"refused the request ({code}). That is a page of what stands before it, which may not like the text of "
+            "the question: look at the log there."
+        )
+    is_about_key = _OF_KEY.search(words) if words else engine.api_key
+    if status == 403 and not is_about_key:  # noqa: PLR2004
+        why = "" if words else " It may serve only some hosts or origins: look at its settings, and at its log."
+        return EngineRefusedError, f"refused the request ({code}).{why}"
+    said = f" It says: {words}." if words else ""
+    missing = "" if engine.api_key else f": none is set, and it {'wants' if status == 401 else 'may want'} one"  # noqa: PLR2004
+    return EngineKeyError, f"refused the bridge's key (HTTP {status}){missing}.{said} {_KEY_HINT}"
+
+
+def _in_utf8(body: bytes, kind: str) -> bytes:
+    """Return a body in UTF-8 that its content type says to be in another charset."""
+    charset = re.search(r"charset\W*([\w.:-]+)", kind, re.IGNORECASE)
+    try:
+        return body.decode(charset[1], "replace").encode(errors="replace") if charset else body
+    except (LookupError, ValueError):
+        return body
 
 
 def _is_error(document: Mapping[str, Any]) -> bool:
@@ -341,9 +378,15 @@ def _field(place: Any) -> str:  # noqa: ANN401
 
 
 def _numbers(error: Mapping[str, Any]) -> str:
-    """Return the numbers that llama.cpp puts beside its words on a question that is too long."""
+    """Return the numbers beside an error's words.
+
+    llama.cpp's of a question that is too long, and Google's wish when to come again.
+    """
     given, context = (_said(error.get(name), ()) for name in ("n_prompt_tokens", "n_ctx"))
-    return f" (n_prompt_tokens={given}, n_ctx={context})" if given and context else ""
+    details = error.get("details")
+    wishes = [_said(_fields(detail).get("retrydelay"), ()) for detail in details] if isinstance(details, list) else []
+    wish = next((f" (retryDelay: {wish})" for wish in wishes if wish), "")
+    return (f" (n_prompt_tokens={given}, n_ctx={context})" if given and context else "") + wish
 
 
 def _quoted(text: str) -> str:

@@ -10,19 +10,20 @@ A question is not sent again after the connection broke before an answer, nor af
 says the same: the engine may have died of the question, and would die of it again. Nor is it once anything of an answer
 has come. A request that changes nothing and costs nothing (a list of models) is sent again in all of these cases.
 
-The pause is the engine's wish (`retry-after-ms`, `Retry-After` in seconds or as a date), else it grows from half a
-second to 8 s, less up to a quarter by chance, so that bridges do not come back in step.
+The pause is the engine's wish (`retry-after-ms`, `Retry-After` in seconds or as a date, `try again in 7.5s`), else it
+grows from half a second to 8 s, less up to a quarter by chance, so that bridges do not come back in step.
 """
 
 from __future__ import annotations
 
 import email.utils
 import random
+import re
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from local_llm_bridge.errors import EngineRefusedError
+from local_llm_bridge.errors import EngineBusyError, EngineRefusedError
 from local_llm_bridge.unsupported import wants_another_request
 
 if TYPE_CHECKING:
@@ -34,6 +35,11 @@ _FIRST_S = 0.5
 _LONGEST_S = 8.0
 _JITTER = 0.25
 _MOST_S = 10.0**10  # three hundred years: who wishes for more means nothing by it
+_WISH = re.compile(
+    r"(?:retry|again|retryDelay)\W{1,2}(?:in |after )?(?=\d)(?:(\d{1,9})h)?(?:(\d{1,9})m(?!s))?"
+    r"(?:(\d{1,9}(?:\.\d{1,9})?) ?(ms|s))?",
+    re.IGNORECASE,
+)
 _MAY_PASS = {408, 409, 429}
 _MAY_HAVE_DIED = {502, 504}
 
@@ -53,9 +59,11 @@ class Failure:
     wish_s: float | None = None
 
     def __post_init__(self) -> None:
-        """Take back the leave to repeat what the engine wants another request for."""
+        """Read in the engine's words whether it wants another request, or when it wants this one again."""
+        if self.wish_s is None and isinstance(self.error, EngineBusyError):
+            object.__setattr__(self, "wish_s", _wish_in(str(self.error)))  # the dataclass is frozen
         if self.repeatable and isinstance(self.error, EngineRefusedError) and wants_another_request(str(self.error)):
-            object.__setattr__(self, "repeatable", False)  # the dataclass is frozen
+            object.__setattr__(self, "repeatable", False)
 
     def pause_s(self, tries: int) -> float:
         """Return how long to wait before the next try, in seconds.
@@ -114,3 +122,12 @@ def wish_of(headers: Mapping[str, str]) -> float | None:
     except (ValueError, OverflowError, OSError):
         return None
     return wish_s if 0 <= wish_s <= _MOST_S else None
+
+
+def _wish_in(words: str) -> float | None:
+    """Return after how many seconds an engine wants a request again by its words; None: they do not say."""
+    if not (found := _WISH.search(words)):
+        return None
+    hours, minutes, rest, unit = found.groups()
+    rest_s = float(rest or 0) * (0.001 if unit and unit.lower() == "ms" else 1.0)
+    return int(hours or 0) * 3600 + int(minutes or 0) * 60 + rest_s or None
