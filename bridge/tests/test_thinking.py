@@ -86,6 +86,32 @@ CHAT = Call("chat", {"message": "hi"})
         ("<|channel|>commentary<|message|>I look.<|end|>", "", "I look."),
         ("<|channel|>analysis<|message|>hm<|end|><|start|>a<|channel|>commentary to=f<|message|>{}", "hm{}", ""),
         ("hm<|end|><|start|>assistant<|channel|>final<|message|>42<|return|>", None, "42"),
+        # Calls that the engine left in the text: as those of others, they are not thoughts, nor lost.
+        (
+            "<|channel|>commentary to=functions.f <|constrain|>json<|message|>{}<|call|>",
+            "",
+            "<|channel|>commentary to=functions.f <|constrain|>json<|message|>{}<|call|>",
+        ),
+        (
+            "<|channel|>analysis<|message|>hm<|end|><|start|>a to=functions.f<|channel|>commentary json<|message|>{}",
+            "hm",
+            "<|start|>a to=functions.f<|channel|>commentary json<|message|>{}",
+        ),
+        (
+            "<|channel|>commentary<|message|>I look.<|end|><|start|>a<|channel|>commentary to=functions.f<|message|>{}",
+            "",
+            "I look.\n\n<|start|>a<|channel|>commentary to=functions.f<|message|>{}",
+        ),
+        (
+            '<|channel|>commentary<|message|>{"path":"/"}<|end|>',
+            "",
+            '<|channel|>commentary<|message|>{"path":"/"}<|end|>',
+        ),
+        (
+            "<|channel|>commentary to=functions.f<|message|>{}<|call|><|start|>a<|channel|>final<|message|>42",
+            "{}",
+            "42",
+        ),
         ("<|channel|>final<|message|>A message ends with <|end|> there.", "", "A message ends with <|end|> there."),
         ("analysisWe need 42.assistantfinal42", "We need 42.", "42"),
         ("Here is my thought process:\nhm\n\nHere is my response:\n42", "\nhm\n\n", "42"),
@@ -256,6 +282,7 @@ def test_thoughts_after_a_part_of_the_answer_are_none_of_it(
         "thoughts, _, answer = text.partition('assistantfinal')",
         "roles = {assistantfinal: 42}",
         "It leaves these:\nassistantfinal\nassistantcommentary\n",
+        "It leaves\nassistantcommentary, and more.",
         "Call message.assistantfinal() or x.assistantfinal.",
         "analysis of `assistantfinal`, which ends thoughts",
         "<scratchpad>hm",

@@ -58,7 +58,7 @@ _UNCOMMON = re.compile(
 )
 # Granite 3 has no tags; an engine may have left out those of gpt-oss.
 _UNTAGGED = re.compile(r"Here(?: is|'s) my thought process:(.*?)Here(?: is|'s) my response:", re.DOTALL)
-_STRIPPED = re.compile(r"(?<![^\w.!?\u3002\n*)\]}\"`$])assistant(?:final(?![\s().,;:'\"=\]`])|commentary(?=\S| to=))")
+_STRIPPED = re.compile(r"(?<![^\w.!?\u3002\n*)\]}\"`$])assistant(?:final|commentary)(?! (?!to=)|[\n\t().,;:'\"=\]`])")
 _IN_STRIPPED = ("assistantfinal", "assistantcommentary")
 # What engines leave of the chat template before thoughts, and blanks that Python does not take for any.
 _BLANK = r"\s\u200b\u2060\ufeff"
@@ -350,23 +350,34 @@ def _without_end(message: str) -> str:
 def _split_messages(text: str) -> tuple[str, str]:
     """Return the thoughts and the answer of gpt-oss, which writes a message to each of its channels.
 
-    The format is OpenAI's "harmony". What it says before a call counts if there is no final answer.
+    The format is OpenAI's "harmony". What it says before a call counts if there is no final answer, and so does the
+    call itself, as it came: it is no thought, and who reads it sees what the engine should have made of it.
     """
     thoughts, said, final = [], [], []
     headers = list(islice(_HEADER.finditer(text), _MOST_TAGS))
     if not headers:
         return text, ""
+    is_answered = any((header["channel"] or "").startswith("final") for header in headers)
     for header, end in zip(headers, [*(header.start() for header in headers[1:]), len(text)], strict=True):
         channel = header["channel"] or ""
         recipient = f"{header['role'] or ''} {channel}".partition("to=")[2].split()
         body = _without_end(text[header.end() : end].rstrip())
         if channel.startswith("final") or (not channel and recipient in ([], ["user"])):
             final.append(body)
+        elif not is_answered and _is_call(channel, recipient, body):
+            said.append(text[header.start() : end].rstrip())
         elif channel.startswith("commentary") and not recipient:
             said.append(body)
         else:
             thoughts.append(body)
-    return "".join(thoughts), "".join(final or said).lstrip()
+    return "".join(thoughts), ("".join(final) or "\n\n".join(said)).lstrip()
+
+
+def _is_call(channel: str, recipient: list[str], body: str) -> bool:
+    """Whether a message calls one of the tools that came with the request, even if an engine has lost which."""
+    if recipient:
+        return recipient[0].startswith("functions.")
+    return channel.startswith("commentary") and body.startswith("{") and body.endswith("}")
 
 
 def _split_stripped(text: str) -> tuple[str, str] | None:
