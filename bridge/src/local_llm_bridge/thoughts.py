@@ -58,7 +58,7 @@ _UNCOMMON = re.compile(
 )
 # Granite 3 has no tags; an engine may have left out those of gpt-oss.
 _UNTAGGED = re.compile(r"Here(?: is|'s) my thought process:(.*?)Here(?: is|'s) my response:", re.DOTALL)
-_STRIPPED = re.compile(r"(?<![^\w.!?\u3002\n*)\]}\"`$])assistant(?:final(?![\s().,;:'\"=\]`])|commentary(?=\S| to=))")
+_STRIPPED = re.compile(r"(?<![^\w.!?\u3002\n*)\]}\"`$])assistant(?:final|commentary)(?! (?!to=)|[\n\t().,;:'\"=\]`])")
 _IN_STRIPPED = ("assistantfinal", "assistantcommentary")
 # What engines leave of the chat template before thoughts, and blanks that Python does not take for any.
 _BLANK = r"\s\u200b\u2060\ufeff"
@@ -93,6 +93,7 @@ _SAYS_WHAT = (":", "\uff1a")
 _TITLES = ("#", "//", "-- ", "/*")
 _ELEMENT = re.compile(rf"[{_BLANK}]*<(?!answer>|response>)[a-z!?]", re.IGNORECASE)
 _QUOTES = frozenset("'\"`“”«»([\\/=")
+_OPENS, _CLOSES = re.compile(r"(?<!\w)'"), re.compile(r"'(?!\w)")
 _SENTENCE_ENDS = frozenset(".!?…。\uff01\uff1f")
 _ABBREVIATIONS = ("e.g.", "i.e.", "etc.", "vs.", "cf.")
 _PLACEHOLDER = re.compile(r"[ \t]*(?:…|\.{3,}|[/,&|+])[ \t]*")
@@ -329,8 +330,7 @@ def _end_mark(text: str) -> int | None:
     for match, doubt, is_literal in islice(_places(_MARK, text), _MOST_TAGS):
         at, end = match.span()
         before = text[max(0, at - _NEAR) : at]
-        is_quoted = before.endswith(("'", '"')) and before[-1] in text[end : end + _NEAR].partition("\n")[0]
-        if doubt or is_literal or is_quoted or at == named or before.endswith((" ", "\t")):
+        if doubt or is_literal or at == named or before.endswith((" ", "\t")):
             named = end
         elif not _END_MARK.match(match[0]) or (before.endswith("\n") and before.rstrip().endswith(_SAYS_WHAT)):
             return None  # it shows a template
@@ -350,23 +350,34 @@ def _without_end(message: str) -> str:
 def _split_messages(text: str) -> tuple[str, str]:
     """Return the thoughts and the answer of gpt-oss, which writes a message to each of its channels.
 
-    The format is OpenAI's "harmony". What it says before a call counts if there is no final answer.
+    The format is OpenAI's "harmony". What it says before a call counts if there is no final answer, and so does the
+    call itself, as it came: it is no thought, and who reads it sees what the engine should have made of it.
     """
     thoughts, said, final = [], [], []
     headers = list(islice(_HEADER.finditer(text), _MOST_TAGS))
     if not headers:
         return text, ""
+    is_answered = any((header["channel"] or "").startswith("final") for header in headers)
     for header, end in zip(headers, [*(header.start() for header in headers[1:]), len(text)], strict=True):
         channel = header["channel"] or ""
         recipient = f"{header['role'] or ''} {channel}".partition("to=")[2].split()
         body = _without_end(text[header.end() : end].rstrip())
         if channel.startswith("final") or (not channel and recipient in ([], ["user"])):
             final.append(body)
+        elif not is_answered and _is_call(channel, recipient, body):
+            said.append(text[header.start() : end].rstrip())
         elif channel.startswith("commentary") and not recipient:
             said.append(body)
         else:
             thoughts.append(body)
-    return "".join(thoughts), "".join(final or said).lstrip()
+    return "".join(thoughts), ("".join(final) or "\n\n".join(said)).lstrip()
+
+
+def _is_call(channel: str, recipient: list[str], body: str) -> bool:
+    """Whether a message calls one of the tools that came with the request, even if an engine has lost which."""
+    if recipient:
+        return recipient[0].startswith("functions.")
+    return channel.startswith("commentary") and body.startswith("{") and body.endswith("}")
 
 
 def _split_stripped(text: str) -> tuple[str, str] | None:
@@ -411,10 +422,11 @@ def _places(pattern: re.Pattern[str], text: str) -> Iterator[tuple[re.Match[str]
         near = min(end + _NEAR, line_end)
         is_quoted = any(count % 2 and text.find(mark, end, near) >= 0 for mark, count in counts.items())
         around = (text[at - 1 : at] if at else "", text[end : end + 1])
-        if in_code or is_quoted or _QUOTES.issuperset(around):
+        before, after = text[max(line, at - _NEAR) : at], text[end:near]
+        if in_code or is_quoted or _QUOTES.issuperset(around) or ("'" in before and _is_in_a_string(before, after)):
             doubt = 2
         else:
-            doubt = _is_in_a_sentence(text[max(line, at - _NEAR) : at], text[end:near])
+            doubt = _is_in_a_sentence(before, after)
         literals = {mark: (n + text.count(mark, looked_at, at), last) for mark, (n, last) in literals.items()}
         looked_at = at
         yield match, doubt, any(n % 2 and last > at for n, last in literals.values())
@@ -428,6 +440,11 @@ def _fence_at(end: int, text: str, start: int, fence: str) -> str:
         elif marks.startswith(fence) and rest.lstrip()[:1] in {"", "<"}:
             fence = ""  # a tag may follow at once
     return fence
+
+
+def _is_in_a_string(before: str, after: str) -> bool:
+    """Whether single quotes stand around a place in a line: an apostrophe stands within a word."""
+    return len(_OPENS.findall(before)) > len(_CLOSES.findall(before)) and _CLOSES.search(after) is not None
 
 
 def _is_in_a_sentence(before: str, after: str) -> bool:

@@ -29,11 +29,13 @@ MODEL_ARGUMENTS: dict[str, Any] = {
 _QUOTED = 2000
 # A question of which so little was read has lost a part, unless it is mostly blank. In characters, and as a part.
 _LEAST_READ, _READ_PART = 8000, 0.4
-# How models write calls.
-_CALL = re.compile(
-    r"\s*(?:```\w*\s*)?"
-    r"(?:<tool_call>|<function=|<\|python_tag\|>|<\uff5ctool|\[TOOL_CALLS\]|\{\s*\"(?:name|function|tool)\"\s*:)"
+# How models write calls: as all of a text, or after something that they say first.
+_MARKED = (
+    r"<[^<>\s]{0,20}?(?:tool[_\u2581]?call|function(?:_call|=)|python_tag|invoke\b)|\[TOOL_CALLS\]"
+    r"|(?:<\|start\|>[^<]{0,99})?<\|channel\|>commentary|assistantcommentary to="  # gpt-oss
 )
+_CALL = re.compile(rf"\s*(?:```\w*\s*)?(?:{_MARKED}|\{{\s*\"(?:name|function|tool)\"\s*:)")
+_CALL_AFTER = re.compile(rf"^(?:{_MARKED})", re.MULTILINE)
 # DeepSeek and Kimi refuse calls in a conversation without the thoughts that led to them.
 _GIVEN_BACK = ("reasoning_content", "reasoning")
 
@@ -138,7 +140,8 @@ async def _converse(context: Context, request: Request, granted: dict[str, Tool]
 
 def _unread(text: str) -> str:
     """Say that a text may be a call of a tool; empty: it does not look like one."""
-    if _CALL.match(text) is None:
+    after = _CALL_AFTER.search(text)
+    if _CALL.match(text) is None and (after is None or text.count("```", 0, after.start()) % 2):
         return ""
     return (
         " This looks like a call that the engine has not read as one: it needs its parser of this model's calls "
