@@ -66,7 +66,7 @@ lint: venv bridge/.venv/done ## ansible-lint (production), yamllint, ruff, mypy
 unit: $(UNIT) ## the bridge and the tiny model on a real llama.cpp server, the roles' modules, pins
 
 .PHONY: unit-bridge
-unit-bridge: bridge/.venv/done
+unit-bridge: venv bridge/.venv/done
 	cd bridge && .venv/bin/pytest
 	bridge/.venv/bin/pytest tests/tiny_model
 
