@@ -236,10 +236,35 @@ class Strict(FakeEngine):
         ("max_tokens (2000) must be between 0 and 1024", Refusal(None, 1024)),
         ("max_tokens (2000) must be between 1 and 1024", Refusal(None, 1024)),
         ("max_tokens must be in the range [16,1024], got 2000", Refusal(None, 1024)),
+        ("Range of max_tokens should be [16, 1024]", Refusal(None, 1024)),
         ("max_tokens must be in the range 1-1024", Refusal(None, 1024)),
         ("max_tokens (2000) is too large. must be less than or equal to 1024", Refusal(None, 1024)),
         ("max_tokens cannot exceed 1024", Refusal(None, 1024)),
         ("max_tokens: 2000 is larger than the maximum allowed 1024", Refusal(None, 1024)),
+        (
+            (
+                "`max_completion_tokens` must be less than or equal to `1024`, the maximum value for "
+                "`max_completion_tokens` is less than the `context_window` for this model"
+            ),
+            Refusal(None, 1024),
+        ),
+        (
+            (
+                "The maximum tokens you requested exceeds the model limit of 1024. Try again with a maximum tokens "
+                "value that is lower than 1024."
+            ),
+            Refusal(None, 1023),
+        ),
+        (
+            "Malformed input request: #/max_tokens: 2000 is not less or equal to 1024, please reformat your input",
+            Refusal(None, 1024),
+        ),
+        ("Requested 2000 max new tokens, but the model supports 1024", Refusal(None, 1024)),
+        ("maxOutputTokens must be in the range [1, 1025)", Refusal(None, 1024)),
+        ("max_tokens value 2000 not in range 1..1024", Refusal(None, 1024)),
+        ("max_tokens 上限 1024", Refusal(None, 1024)),
+        ("input tokens (100) + max_tokens (2000) > 2048", Refusal(2048, 1948)),
+        ("Your request exceeded model token limit: 2048", Refusal(2048, None)),
         ("body.max_tokens: Input should be less than 1025", Refusal(None, 1024)),
         ("The model gpt-4-0613 gives 1,024 output tokens at most, 2,000 is above that", Refusal(None, 1024)),
         ("Error code 400 - max_completion_tokens must be <= 1024 (status: 400)", Refusal(None, 1024)),

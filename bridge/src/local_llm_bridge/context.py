@@ -24,7 +24,7 @@ _WORDS = r"[^.\d]{0,60}?"
 # services that they speak like.
 _CONTEXT = (
     rf"n_ctx\W+{_NUMBER}",
-    rf"context limit: \d+ \+ \d+ > {_NUMBER}",
+    rf"\d\W+\+[^+>]{{0,20}}?\d\)? > {_NUMBER}",
     rf"context (?:length|size|window)(?! by)(?: limit)?{_WORDS}{_NUMBER}",
     rf"(?:max_seq_len|max_num_tokens|session_len)\W{{1,4}}{_NUMBER}",
     rf"max_model_len{_WORDS}{_NUMBER}",
@@ -34,6 +34,7 @@ _CONTEXT = (
     rf"inputs\W+must have less than {_NUMBER}",
     rf"{_NUMBER} maximum",
     rf"limit\W{{1,3}}{_NUMBER}\W+requested",
+    rf"token limit\W{{1,3}}{_NUMBER}",
     rf"(?:maximum number of tokens allowed|only supports? up to|limit of|limit for this model is)\W+{_NUMBER}(?! char)",
 )
 _INPUT = (
@@ -53,16 +54,18 @@ _TOTAL = (
     rf"requested tokens \({_NUMBER}\)",
     rf"limit\W{{1,3}}\d[\d,_]*\W+requested\W{{1,3}}{_NUMBER}",
 )
-# A limit of the answer alone: words that name its length and a limit, and no question.
+# A limit of the answer alone: words that name its length and a limit, without what they say of the question.
 _OF_ANSWER = re.compile(
-    r"max_?(?:new_?|output_?|completion_?)?tokens|(?:output|completion|generated|new) tokens", re.IGNORECASE
+    r"max(?:imum)?[ _]?(?:(?:new|output|completion)[ _]?)?tokens|(?:output|completion|generated|new) tokens",
+    re.IGNORECASE,
 )
+_CLAUSE = re.compile(r"(?:[.;]|,(?!\s*\d))(?=\s|$)|[\uff0c\uff1b\u3002]")
 _OF_QUESTION = re.compile(
-    r"context|prompt|\binputs?\b(?! should| validation)|length|_len\b|total_tokens|messages", re.IGNORECASE
+    r"context|prompt|\binputs?\b(?! should| validation| request)|length|_len\b|total_tokens|messages", re.IGNORECASE
 )
 _LIMITS = re.compile(
     r"[><≤≥]|exceed|maximum|at most|no more|range|between|less|larger|greater|large|small|few|low|limit|above|up to"
-    r"|afford|不能|不得|不可|超|最大|大于|小于|范围|至多",
+    r"|supports|afford|不能|不得|不可|超|最大|大于|小于|范围|至多|限",
     re.IGNORECASE,
 )
 _STATUS = re.compile(r"(?:HTTP|code|status)\W{0,4}\d{3}\b", re.IGNORECASE)
@@ -152,7 +155,7 @@ def read_refusal(text: str, asked: int) -> Refusal:
         given = total - asked
     if context is not None and given is not None and given >= 0:
         return Refusal(context, context - given)
-    if context is None or context == cap:
+    if context is None or (cap is not None and context - cap in (0, 1)):  # the same limit, read twice
         return Refusal(None, cap)
     least = _first(_LEAST, text)
     return Refusal(context, None, None if least is None else context - least)
@@ -185,14 +188,18 @@ def _cap(text: str, asked: int) -> int | None:
 
     That is the end of a range, else the smallest number in words that name the length of an answer and a limit.
     """
-    if not _OF_ANSWER.search(text) or not _LIMITS.search(text) or _OF_QUESTION.search(text):
+    words = " ; ".join(clause for clause in _CLAUSE.split(_STATUS.sub("", text)) if not _OF_QUESTION.search(clause))
+    if not _OF_ANSWER.search(words) or not _LIMITS.search(words):
         return None
-    words = _STATUS.sub("", text)
-    found = [
-        _count(match[1]) - bool(_BELOW.search(words[: match.start(1)]) or _EXCLUSIVE.match(words, match.end(1)))
-        for match in [*_RANGE.finditer(words)] or _FREE.finditer(words)
-    ]
+    found = (_most(match, words) for match in [*_RANGE.finditer(words)] or _FREE.finditer(words))
     return min((number for number in found if number >= LEAST_ROOM and number != asked), default=None)
+
+
+def _most(limit: re.Match[str], words: str) -> int:
+    """Return the largest number within a limit, which may not be in it."""
+    rest = words[limit.end(1) :]
+    is_out = _BELOW.search(words[: limit.start(1)]) or _EXCLUSIVE.match(rest)
+    return _count(limit[1]) - bool(is_out or (limit[0].startswith("[") and rest.startswith(")")))
 
 
 def _count(digits: str) -> int:
