@@ -93,7 +93,7 @@ _SAYS_WHAT = (":", "\uff1a")
 _TITLES = ("#", "//", "-- ", "/*")
 _ELEMENT = re.compile(rf"[{_BLANK}]*<(?!answer>|response>)[a-z!?]", re.IGNORECASE)
 _QUOTES = frozenset("'\"`“”«»([\\/=")
-_OPENS, _CLOSES = re.compile(r"(?<!\w)'"), re.compile(r"'(?!\w)")
+_SINGLE_QUOTE = re.compile(r"(?<!\w)'|'(?!\w)")  # no apostrophe, which stands within a word
 _SENTENCE_ENDS = frozenset(".!?…。\uff01\uff1f")
 _ABBREVIATIONS = ("e.g.", "i.e.", "etc.", "vs.", "cf.")
 _PLACEHOLDER = re.compile(r"[ \t]*(?:…|\.{3,}|[/,&|+])[ \t]*")
@@ -443,8 +443,8 @@ def _fence_at(end: int, text: str, start: int, fence: str) -> str:
 
 
 def _is_in_a_string(before: str, after: str) -> bool:
-    """Whether single quotes stand around a place in a line: an apostrophe stands within a word."""
-    return len(_OPENS.findall(before)) > len(_CLOSES.findall(before)) and _CLOSES.search(after) is not None
+    """Whether single quotes stand around a place in a line."""
+    return len(_SINGLE_QUOTE.findall(before)) % 2 == 1 and _SINGLE_QUOTE.search(after) is not None
 
 
 def _is_in_a_sentence(before: str, after: str) -> bool:
