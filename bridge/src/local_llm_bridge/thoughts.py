@@ -69,6 +69,11 @@ _LEFT_BEFORE = re.compile(
     r"|(?:start|end)_header_id|(?:start|end)_of_role|START_OF_TURN_TOKEN|CHATBOT_TOKEN)[|\uff5c]>)*+",
     re.IGNORECASE,
 )
+# How the model's own turn begins, where a template left that to the model.
+_OWN_TURN = re.compile(
+    rf"[{_BLANK}]*<\|?(?:im_start|turn|start_(?:header_id|of_turn|of_role))\|?>(?:assistant|model)"
+    r"(?:<\|end_(?:header_id|of_role)\|>)?[ \t]*\n\s*"
+)
 _MESSAGES = ("<|channel|>", "<|start|>", "<|message|>")
 _HEADER = re.compile(
     r"(?:<\|start\|>(?P<role>[^<]*))?(?:<\|channel\|>(?P<channel>[^<]*))?(?:<\|constrain\|>[^<]*)?<\|message\|>"
@@ -315,7 +320,8 @@ def _answer_to(uncommon: re.Match[str]) -> str:
 
 
 def _ended(text: str) -> str:
-    """Return an answer without the marks of a template at its end, and without what a model wrote beyond that."""
+    """Return an answer without the marks of a template around it, and without what a model wrote beyond that."""
+    text = text[_end_of(_OWN_TURN, text) :]
     if any(part in text for part in _IN_END_MARKS):
         text = text[: _end_mark(text)]
     boxed = text.rstrip()
