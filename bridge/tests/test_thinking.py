@@ -333,6 +333,10 @@ def test_a_text_that_mentions_a_tag_stays_as_it_is(text: str) -> None:
         ("```python\nx = 1\n```\n<|im_end|>", "```python\nx = 1\n```\n"),
         ("ChatML ends a turn with `<|im_end|>`.<|im_end|>", "ChatML ends a turn with `<|im_end|>`."),
         ("```\n<|im_start|>user\nHi<|im_end|>\n```\nSo.<|im_end|>", "```\n<|im_start|>user\nHi<|im_end|>\n```\nSo."),
+        # Its own turn's beginning, where the template did not give it.
+        ("<|start_header_id|>assistant<|end_header_id|>\n\n42", "42"),
+        ("<|im_start|>assistant\n42<|im_end|>\n", "42"),
+        ("<start_of_turn>model\n42<end_of_turn>", "42"),
         # A turn that the model made up.
         ("42<|endoftext|><|im_start|>user\nAnd 43?", "42"),
         ("42<|im_end|>\n<|im_start|>user\nAnd 43?<|im_end|>\n<|im_start|>assistant\n44<|im_end|>", "42"),
@@ -357,6 +361,9 @@ def test_what_is_left_of_the_template_at_an_end_is_none_of_the_answer(before: st
     "text",
     [
         "The token is <|im_end|>",
+        "<|im_start|>assistant\n",
+        "<s>assistant</s>",
+        "<|im_start|>assistant is how a turn begins",
         "The token is `<|im_end|>`",
         "The tokens are:\n<|im_end|>\n<|endoftext|>",
         "<|im_end|>",

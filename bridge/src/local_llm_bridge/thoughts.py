@@ -69,6 +69,11 @@ _LEFT_BEFORE = re.compile(
     r"|(?:start|end)_header_id|(?:start|end)_of_role|START_OF_TURN_TOKEN|CHATBOT_TOKEN)[|\uff5c]>)*+",
     re.IGNORECASE,
 )
+# How the model's own turn begins, where a template left that to the model.
+_OWN_TURN = re.compile(
+    rf"[{_BLANK}]*<\|?(?:im_start|turn|start_(?:header_id|of_turn|of_role))\|?>(?:assistant|model)"
+    r"(?:<\|end_(?:header_id|of_role)\|>)?[ \t]*\n\s*"
+)
 _MESSAGES = ("<|channel|>", "<|start|>", "<|message|>")
 _HEADER = re.compile(
     r"(?:<\|start\|>(?P<role>[^<]*))?(?:<\|channel\|>(?P<channel>[^<]*))?(?:<\|constrain\|>[^<]*)?<\|message\|>"
@@ -93,7 +98,7 @@ _SAYS_WHAT = (":", "\uff1a")
 _TITLES = ("#", "//", "-- ", "/*")
 _ELEMENT = re.compile(rf"[{_BLANK}]*<(?!answer>|response>)[a-z!?]", re.IGNORECASE)
 _QUOTES = frozenset("'\"`“”«»([\\/=")
-_OPENS, _CLOSES = re.compile(r"(?<!\w)'"), re.compile(r"'(?!\w)")
+_SINGLE_QUOTE = re.compile(r"(?<!\w)'|'(?!\w)")  # no apostrophe, which stands within a word
 _SENTENCE_ENDS = frozenset(".!?…。\uff01\uff1f")
 _ABBREVIATIONS = ("e.g.", "i.e.", "etc.", "vs.", "cf.")
 _PLACEHOLDER = re.compile(r"[ \t]*(?:…|\.{3,}|[/,&|+])[ \t]*")
@@ -315,7 +320,8 @@ def _answer_to(uncommon: re.Match[str]) -> str:
 
 
 def _ended(text: str) -> str:
-    """Return an answer without the marks of a template at its end, and without what a model wrote beyond that."""
+    """Return an answer without the marks of a template around it, and without what a model wrote beyond that."""
+    text = text[_end_of(_OWN_TURN, text) :]
     if any(part in text for part in _IN_END_MARKS):
         text = text[: _end_mark(text)]
     boxed = text.rstrip()
@@ -443,8 +449,8 @@ def _fence_at(end: int, text: str, start: int, fence: str) -> str:
 
 
 def _is_in_a_string(before: str, after: str) -> bool:
-    """Whether single quotes stand around a place in a line: an apostrophe stands within a word."""
-    return len(_OPENS.findall(before)) > len(_CLOSES.findall(before)) and _CLOSES.search(after) is not None
+    """Whether single quotes stand around a place in a line."""
+    return len(_SINGLE_QUOTE.findall(before)) % 2 == 1 and _SINGLE_QUOTE.search(after) is not None
 
 
 def _is_in_a_sentence(before: str, after: str) -> bool:
