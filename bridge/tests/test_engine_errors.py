@@ -741,7 +741,8 @@ async def test_an_engine_that_wants_a_key_and_gets_none_is_said_to_want_one(stat
 @pytest.mark.parametrize("status", ["404 Not Found", "500 Oh"])
 async def test_words_that_came_compressed_are_said_to_have(status: str, encoding: str) -> None:
     text = await told(of_json(status, "out of memory", f"content-encoding: {encoding}"))
-    assert f"(HTTP {status[:3]}, whose words came compressed, in {encoding})" in text
+    assert f"(HTTP {status[:3]})." in text
+    assert f"Its words came compressed ({encoding}): turn compression off there." in text
     assert "out of memory" not in text
 
 

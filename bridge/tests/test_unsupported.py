@@ -286,6 +286,7 @@ async def test_words_of_a_question_that_an_engine_repeats_are_not_remembered(mes
     "words",
     [
         "This request needs more credits, or fewer max_tokens: you can only afford 1024",
+        "max_tokens must be at most 1024, as your prompt has 976",
         "max_tokens (2000) exceeds the 1024 output tokens that remain to you today",
         "This model's maximum context length is 1030 tokens, but the prompt has 6 input tokens",
     ],
@@ -309,3 +310,10 @@ async def test_a_question_without_a_system_message_is_not_asked_again_for_its_sa
     (result,) = await asked(Call("chat", {"message": "hi"}), reply=engine)
     assert result["isError"]
     assert len(engine.requests) == 1
+
+
+async def test_an_answer_cut_by_the_engines_own_limit_says_so() -> None:
+    engine = Limited()
+    engine.reply = events(piece("hello", "length"))
+    for result in await asked(hi(), hi("ho"), reply=engine):
+        assert "ask for less at once: the engine lets no answer have more than 1024 tokens" in wire_texts(result)[1]

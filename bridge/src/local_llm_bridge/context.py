@@ -168,7 +168,8 @@ def most_of_any(text: str, asked: int) -> int | None:
         text: the engine's words.
         asked: the `max_tokens` of the request.
     """
-    return None if _OF_CALLER.search(text) or _OF_TIME.search(text) else _cap(text, asked)
+    depends = any(pattern.search(text) for pattern in (_OF_QUESTION, _OF_CALLER, _OF_TIME))
+    return None if depends else _cap(text, asked)
 
 
 def is_too_long(text: str) -> bool:

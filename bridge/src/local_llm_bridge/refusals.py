@@ -137,13 +137,11 @@ def refused(status: int, headers: Mapping[str, str], body: bytes, engine: Engine
         body: the answer's, or its beginning.
         engine: whose it is.
     """
-    # What came compressed although it was not to be is not unpacked, so it has no words.
+    # What came compressed although it was not to be is not unpacked, so it has no words here.
     encoding = headers.get("content-encoding", "")
     body = b"" if encoding else _in_utf8(body, headers.get("content-type", ""))
     words = without_key(words_of(body), engine.api_key)
     code = f"HTTP {status}{': ' if words else ''}{words}"
-    if encoding:
-        code = f"HTTP {status}, whose words came compressed, in {_line(encoding)[:20]}"
     said = f"{words} {body[:_READ].decode(errors='replace')}"
     where = f"The model server at {engine.url}"
     if engine.proxy and proxy_answered(status, headers, body):
@@ -179,7 +177,8 @@ def refused(status: int, headers: Mapping[str, str], body: bytes, engine: Engine
             side = "failed" if status >= 500 else "refused the request"  # noqa: PLR2004
             todo = " Write https:// instead of http:// in its address." if _WANTS_TLS.search(words) else ""
             text = f"{side} ({code}).{todo}"
-    return kind(f"{where} {text}", engine.name)
+    unread = f" Its words came compressed ({_line(encoding)[:20]}): turn compression off there." if encoding else ""
+    return kind(f"{where} {text}{unread}", engine.name)
 
 
 def unreachable(error: Exception, engine: Engine) -> EngineError:
