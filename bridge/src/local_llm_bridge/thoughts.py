@@ -145,7 +145,7 @@ def split(text: str, *, separate: bool = False) -> tuple[str | None, str]:
     rest = text[begin:]
     if rest.startswith("Here") and (untagged := _UNTAGGED.match(rest)):
         return untagged[1], rest[untagged.end() :].lstrip()
-    if any(part in rest for part in _IN_STRIPPED) and (stripped := _split_stripped(rest)):
+    if "assistant" in rest and any(part in rest for part in _IN_STRIPPED) and (stripped := _split_stripped(rest)):
         return stripped
     if rest.startswith(_MESSAGES):
         return _split_messages(rest)
@@ -322,7 +322,7 @@ def _answer_to(uncommon: re.Match[str]) -> str:
 def _ended(text: str) -> str:
     """Return an answer without the marks of a template around it, and without what a model wrote beyond that."""
     text = text[_end_of(_OWN_TURN, text) :]
-    if any(part in text for part in _IN_END_MARKS):
+    if ">" in text and any(part in text for part in _IN_END_MARKS):
         text = text[: _end_mark(text)]
     boxed = text.rstrip()
     start = boxed.rfind(_BOX[0]) if boxed.endswith(_BOX[1]) else -1
@@ -411,13 +411,14 @@ def _places(pattern: re.Pattern[str], text: str) -> Iterator[tuple[re.Match[str]
     line = line_end = seen = looked_at = 0
     in_code = False
     fence = ""
+    has_fences = "```" in text or "~~~" in text
     counts: dict[str, int] = {}
     literals = {mark: (0, text.rfind(mark)) for mark in _LITERALS if mark in text}
     for match in pattern.finditer(text):
         at, end = match.span()
         if at >= line_end:
             start = text.rfind("\n", line_end and line_end - 1, at) + 1
-            fence = _fence_at(start, text, line, fence)
+            fence = _fence_at(start, text, line, fence) if has_fences else ""
             in_code = bool(fence and _fence_at(at, text, start, fence))
             line, seen = start, start
             line_end = text.find("\n", end) + 1 or len(text) + 1
