@@ -317,3 +317,21 @@ async def test_an_answer_cut_by_the_engines_own_limit_says_so() -> None:
     engine.reply = events(piece("hello", "length"))
     for result in await asked(hi(), hi("ho"), reply=engine):
         assert "ask for less at once: the engine lets no answer have more than 1024 tokens" in wire_texts(result)[1]
+
+
+async def test_a_question_that_is_too_long_makes_nothing_forgotten() -> None:
+    class Short(Picky):
+        def _handle(self, connection: socket.socket) -> None:
+            request = request_of(connection)
+            self.requests.append(request)
+            words = OTHER_NAME if "max_tokens" in request else None
+            if not words and len(request["messages"][-1]["content"]) > 100:
+                words = "prompt is too long for max_completion_tokens: 5000 tokens > 4096 maximum"
+            body = json.dumps({"error": {"message": words}})
+            connection.sendall(answer("400 Bad Request", "application/json", body) if words else self.reply)
+
+    engine = Short()
+    first, second, third = await asked(hi(), hi("a" * 200), hi("ho"), reply=engine)
+    assert wire_texts(first) == wire_texts(third) == ["hello"]
+    assert second["isError"]
+    assert len(engine.requests) == 4

@@ -139,12 +139,12 @@ def refused(status: int, headers: Mapping[str, str], body: bytes, engine: Engine
     """
     # What came compressed although it was not to be is not unpacked, so it has no words here.
     encoding = headers.get("content-encoding", "")
-    body = b"" if encoding else _in_utf8(body, headers.get("content-type", ""))
+    sent, body = body, b"" if encoding else _in_utf8(body, headers.get("content-type", ""))
     words = without_key(words_of(body), engine.api_key)
     code = f"HTTP {status}{': ' if words else ''}{words}"
     said = f"{words} {body[:_READ].decode(errors='replace')}"
     where = f"The model server at {engine.url}"
-    if engine.proxy and proxy_answered(status, headers, body):
+    if engine.proxy and proxy_answered(status, headers, sent):
         return EngineLinkError(refused_by_proxy(engine.proxy, engine.url, code), engine.name)
     if 300 <= status < 400:  # noqa: PLR2004
         return EngineRefusedError(

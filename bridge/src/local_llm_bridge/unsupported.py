@@ -65,7 +65,9 @@ class Habits(NamedTuple):
 
     def are_named_in(self, said: str) -> bool:
         """Whether a refusal of a request that respects them is about one of them: the engine may be another by now."""
-        return any(field in said or RENAMED.get(field, field) in said for field in self.unsupported)
+        return not is_too_long(said) and any(
+            field in said or RENAMED.get(field, field) in said for field in self.unsupported
+        )
 
 
 class Memory:
