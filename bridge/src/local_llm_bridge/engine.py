@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from local_llm_bridge.answer import NO_REASONS
 from local_llm_bridge.audit import NOBODY
 from local_llm_bridge.context import length_told
-from local_llm_bridge.errors import EngineAnswerError, EngineDownError, EngineRefusedError
+from local_llm_bridge.errors import EngineAnswerError, EngineBusyError, EngineDownError, EngineRefusedError
 from local_llm_bridge.refusals import (
     ADDRESS_HINT,
     QUOTE,
@@ -35,6 +35,7 @@ from local_llm_bridge.refusals import (
 )
 from local_llm_bridge.retry import Failure, connection_is_repeatable, status_is_repeatable, wish_of
 from local_llm_bridge.sse import Event, EventReader, decoded
+from local_llm_bridge.unsupported import wants_another_request
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -360,9 +361,10 @@ class EngineClient:
         if not is_encoded:
             headers.pop("content-encoding", None)
         error = refused(response.status, headers, body[:_MOST_OF_REFUSAL], self._engine)
-        is_final = response.status in _BUSY and isinstance(error, EngineRefusedError)
+        is_refused = isinstance(error, EngineRefusedError)
+        is_final = is_refused and (response.status in _BUSY or wants_another_request(str(error)))
         repeatable = not is_final and status_is_repeatable(response.status, headers, harmless=harmless)
-        return Failure(error, repeatable, wish_of(headers))
+        return Failure(error, repeatable, wish_of(headers, str(error) if isinstance(error, EngineBusyError) else ""))
 
     async def _connect(self, request: _Request) -> aiohttp.ClientResponse:
         import aiohttp  # noqa: PLC0415

@@ -23,9 +23,6 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from local_llm_bridge.errors import EngineBusyError, EngineRefusedError
-from local_llm_bridge.unsupported import wants_another_request
-
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -57,13 +54,6 @@ class Failure:
     error: EngineError
     repeatable: bool
     wish_s: float | None = None
-
-    def __post_init__(self) -> None:
-        """Read in the engine's words whether it wants another request, or when it wants this one again."""
-        if self.wish_s is None and isinstance(self.error, EngineBusyError):
-            object.__setattr__(self, "wish_s", _wish_in(str(self.error)))  # the dataclass is frozen
-        if self.repeatable and isinstance(self.error, EngineRefusedError) and wants_another_request(str(self.error)):
-            object.__setattr__(self, "repeatable", False)
 
     def pause_s(self, tries: int) -> float:
         """Return how long to wait before the next try, in seconds.
@@ -108,8 +98,13 @@ def connection_is_repeatable(error: Exception, *, harmless: bool) -> bool:
     return harmless and isinstance(error, aiohttp.ClientConnectionError)
 
 
-def wish_of(headers: Mapping[str, str]) -> float | None:
-    """Return after how many seconds an engine wants a request again; None: it does not say, or nothing sensible."""
+def wish_of(headers: Mapping[str, str], words: str = "") -> float | None:
+    """Return after how many seconds an engine wants a request again; None: it does not say, or nothing sensible.
+
+    Args:
+        headers: of its refusal.
+        words: where it may say so, too.
+    """
     for name, unit_s in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
         text = headers.get(name, "")
         try:
@@ -120,7 +115,7 @@ def wish_of(headers: Mapping[str, str]) -> float | None:
     try:
         wish_s = email.utils.parsedate_to_datetime(headers.get("retry-after", "")).timestamp() - time.time()
     except (ValueError, OverflowError, OSError):
-        return None
+        return _wish_in(words)
     return wish_s if 0 <= wish_s <= _MOST_S else None
 
 
