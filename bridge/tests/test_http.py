@@ -309,6 +309,15 @@ def test_what_comes_after_a_body_is_no_header(bridge: Bridge, trailer: bytes) ->
     assert answer.startswith(b"HTTP/1.1 200 "), answer
 
 
+def test_who_waits_to_be_told_to_go_on_is_told_so(bridge: Bridge) -> None:
+    head = b"POST /mcp HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\n" + START
+    with socket.create_connection(("127.0.0.1", bridge.port), timeout=20) as connection:
+        connection.sendall(head + b"Content-Length: %d\r\n\r\n" % len(PING))
+        assert connection.recv(1000) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        connection.sendall(PING)
+        assert connection.makefile("rb").read().startswith(b"HTTP/1.1 200 OK\r\n")
+
+
 def test_requests_sent_one_behind_the_other_are_answered_in_order(bridge: Bridge) -> None:
     start = b"POST /mcp HTTP/1.1\r\nHost: localhost\r\n" + START.replace(b"Connection: close\r\n", b"")
     bodies = [PING.replace(b'"id": 1', b'"id": %d' % number) for number in range(10, 30)]

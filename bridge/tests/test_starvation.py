@@ -12,6 +12,7 @@ import json
 import logging
 import re
 import socket
+import struct
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -526,6 +527,46 @@ def test_connections_are_limited_and_those_that_do_nothing_make_room(tmp_path: P
             opened(bridge, b"")
         wait_for(lambda: bob.asked > before + 5)
     assert "Too many open files" not in bridge.log.read_text()
+
+
+def test_whoever_has_most_connections_makes_room_for_new_ones(tmp_path: Path) -> None:
+    ping = request("ping", "{}")
+    with serving_both(tmp_path, starter=("prlimit", "--nofile=200")) as bridge:
+        for _ in range(120):
+            assert status_of(opened(bridge, ping)) == 200
+        bobs = opened(bridge, b"")
+        for _ in range(20):
+            assert status_of(opened(bridge, ping)) == 200
+        bobs.sendall(ping.replace(TOKEN.encode(), BOBS.encode()))
+        assert status_of(bobs) == 200
+
+
+def test_a_connection_that_is_reset_leaves_nothing(bridge: Bridge) -> None:
+    lines = "".join(f"X{number}: {'x' * 7_400}\r\n" for number in range(8))
+    ask = f"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n{lines}\r\n".encode()
+    sent(bridge, ask)
+    before = memory_mib(bridge)
+    for _ in range(3_000):
+        with socket.create_connection(("127.0.0.1", bridge.port), timeout=60) as connection:
+            connection.sendall(ask)
+            assert status_of(connection) == 200
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    assert memory_mib(bridge) < before + 60
+
+
+@pytest.mark.parametrize("token", ["wrong", TOKEN])
+@pytest.mark.parametrize("chunk", [b"1\r\n \r\n", b"1;" + b"x" * 1000 + b"\r\n \r\n"])
+def test_a_body_of_single_bytes_ends(bridge: Bridge, token: str, chunk: bytes) -> None:
+    chunked = head(0, token).replace(b"Content-Length: 0", b"Transfer-Encoding: chunked")
+
+    def flood(_: int) -> None:
+        with opened(bridge, chunked) as connection, suppress(ConnectionError):
+            for _ in range(100):
+                connection.sendall(chunk * (2**16 // len(chunk)))
+            raise AssertionError("all was taken")
+
+    with beside(bridge), ThreadPoolExecutor(20) as pool:
+        list(pool.map(flood, range(200)))
 
 
 HUGE = {

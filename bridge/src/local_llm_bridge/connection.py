@@ -1,7 +1,7 @@
 """One HTTP connection: uvicorn's, with limits of size, time and number that uvicorn does not have.
 
 A connection without a request costs nobody anything: it ends after some seconds, and when there are too many, one of
-them makes room for a new one: of those who have never shown a token, then of the developer who has most of them.
+them makes room for a new one: of the developer who has most of them, or of all who have shown no token yet.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 MAX_HEAD = 64 * 2**10
 """Most bytes of request line and headers, and of whatever else belongs to no body, such as trailers."""
 _MOST_HEADERS = 200
+_WORTH = 2
+"""For how many bytes that have come each of a body stands: the rest is sizes of chunks, and counts as MAX_HEAD does."""
 HEAD_S = 10.0
 """How long request line and headers may take, from the connection or from their first byte, in seconds."""
 _LINGER_S = 5.0
@@ -74,6 +76,9 @@ class _Joining:
                 return
         self._transport.write(self._held + data)
         self._held = b""
+
+    def is_closing(self) -> bool:
+        return self._transport.is_closing()
 
     def close(self) -> None:
         self.write(b"")  # the body may have failed
@@ -122,6 +127,7 @@ class Connection(HttpToolsProtocol):
         if self._looking:
             self._looking.cancel()
         super().connection_lost(exc)
+        self._unset_keepalive_if_required()  # which uvicorn leaves after a reset, and with it all of the last request
         if self._running:
             cycle, end = self._running
             cycle.disconnected = True  # uvicorn says so to the last request alone, which may wait behind this one
@@ -196,8 +202,8 @@ class Connection(HttpToolsProtocol):
         cast("dict[str, Any]", self.scope)[IS_TAKEN] = self.flow.drain
 
     def on_body(self, body: bytes) -> None:
-        """Take a part of the body."""
-        self._unread = 0
+        """Take a part of the body. Those of a few bytes, in chunks of their own, cost more than they bring."""
+        self._unread = max(self._unread - _WORTH * len(body), 0)
         super().on_body(body)
 
     def on_message_complete(self) -> None:
@@ -261,8 +267,7 @@ class Connection(HttpToolsProtocol):
 
     def _make_room(self) -> None:
         """End a connection that waits; if there is none, this one."""
-        owners = {NOBODY: self._waiting[NOBODY]} if NOBODY in self._waiting else self._waiting
-        most: dict[Connection, None] = max(owners.values(), key=len, default={})
+        most: dict[Connection, None] = max(self._waiting.values(), key=len, default={})
         next(iter(most), self).end()
 
     def end(self) -> None:
