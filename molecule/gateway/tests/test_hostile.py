@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import subprocess
 import threading
 import time
@@ -417,6 +418,55 @@ def test_floods_of_http2_slow_nobody(host: Host, ip: str) -> None:
         until(lambda: len(took) >= 10)
     until(lambda: info(host, "CurrConns") < 20)
     assert Counter(door.ask("GET", "/v1/models").status for door in [Door(ip)] * 3) == {200: 3}
+
+
+def asked(ip: str, fields: list[tuple[bytes, bytes]], count: int, *, waits: bool) -> None:
+    """Send so many requests of HTTP/2, two hundred over each connection, whose answers need more window beyond that.
+
+    Args:
+        ip: Address of the gateway.
+        fields: Of each request.
+        count: How many.
+        waits: Whether for the answers; else each request is taken back at once.
+    """
+    block = raw.headers(fields)
+    for _ in range(count // 200):
+        connection = Frames(ip)
+        for first in range(1, 400, 100):
+            batch = range(first, first + 100, 2)
+            for n in batch:
+                connection.send(frame(HEADERS, 5, n, block), b"" if waits else frame(RST_STREAM, 0, n, b"\0\0\0\x08"))
+            while waits and not connection.ended.issuperset(batch):
+                assert connection.read()
+        connection.close()
+
+
+@pytest.mark.parametrize("who", ["nobody", "bob"])
+def test_a_flood_does_not_push_the_others_records_out(host: Host, ip: str, records: Records, who: str) -> None:
+    """Whatever is refused: beyond a number of requests, one record in a hundred is kept."""
+    fields = raw.request(b"/v1/nope")
+    if who == "bob":
+        fields.append((b"authorization", f"Bearer {TOKENS[who]}".encode()))
+    else:
+        fields[2] = (b":authority", b"a%00")
+    table, number = ("developers", 6_000) if who == "bob" else ("addresses", 20_000)
+
+    def rate() -> int:
+        return max(map(int, re.findall(r"http_req_rate\(\d+\)=(\d+)", command(host, f"show table {table}"))), default=0)
+
+    try:
+        while rate() <= number:
+            asked(ip, fields, 5_000, waits=False)
+        time.sleep(1)  # the journal takes what has come
+        since = host.check_output("date '+%F %T.%6N'")
+        asked(ip, fields, 2_000, waits=True)
+        assert Door(ip).ask("GET", "/v1/models").status == 200
+        found = Counter(record["developer"] for record in records(host, since))
+        assert found.pop("-" if who == "nobody" else who, 0) < 100
+        assert found["alice"] == 1
+    finally:
+        command(host, "clear table addresses")
+        command(host, "clear table developers")
 
 
 # --- what is not there yet ---
