@@ -188,6 +188,8 @@ SECRETS = {
     "rclone": f'[a]\ntoken = {{"access_token":"{made(40)}"}}\n',
     "JWT": f"{'eyJ'}hbGciOiJSUzI1NiJ9.eyJ{made(90)}.{made(80)}",
     "JWK": f'{{"kty": "EC", "crv": "P-256", "x": "a", "d": "{made(43)}"}}',
+    "a header in JSON": f'{{"headers": {{"Authorization": "Bearer {made(43)}"}}}}\n',
+    "a header in JavaScript": f"const headers = {{ Authorization: `Basic {made(40)}` }};\n",
     "a header": f'curl -H "Authorization: Bearer {made(40)}" https://a.internal\n',
     "escaped JSON": f'x = "{{\\"api_key\\": \\"{made(32)}\\"}}"\n',
     "XML": f"<config><apiKey>{made(32)}</apiKey></config>",

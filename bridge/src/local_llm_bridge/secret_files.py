@@ -274,7 +274,8 @@ _KINDS = (
         r"(?:[_-]?(?:key|value|access|base|secret|token|data|live|prod|[0-9])){0,6}+"
         # Then what stands between a name and its value, which in lists may be a pair: name: TOKEN, value: …
         r"[\\\"'\])]{0,3}(?:,?\s{1,40}[\"']?value[\"']?)?[ \t]{0,20}(?:(?:=>|:=|[=:>])\s{0,20}|,[ \t]{0,4})"
-        r"(?:(?:Bearer|Basic|token)[ \t]+)?(?:\\?[\"'`](?P<quoted>[^\s\"'`\\]{16,400}+)\\?[\"'`]"
+        r"(?:(?:Bearer|Basic|token)[ \t]+)?"
+        r"(?:\\?[\"'`](?:(?:Bearer|Basic|token)[ \t]+)?(?P<quoted>[^\s\"'`\\]{16,400}+)\\?[\"'`]"
         r"|(?P<bare>[\w+/=.~-]{16,200}+)(?![(\[{$:]))",
         (
             "secret",
