@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -347,6 +348,18 @@ async def test_an_engine_gets_no_more_than_it_may_and_the_surplus_is_told_that_i
     assert sorted(text_of(result) for result in results if not result.is_error) == ["done"] * 5
     assert len(results) == 8
     assert (len(engine.requests), engine.most) == (5, 2)
+
+
+async def test_a_call_whose_time_was_over_before_its_turn_says_so(tmp_path: Path) -> None:
+    engine = FakeEngine(b"", hold=threading.Event())
+    with engine.running() as url:
+        model = {"name": MODEL, "url": url, "context": 4096, "concurrency": 1}
+        with serving(tmp_path, models=[model], timeout_s=3) as bridge:
+            async with bridge.client() as client, anyio.create_task_group() as group:
+                group.start_soon(client.call_tool, "chat", {"message": "first"})
+                await anyio.to_thread.run_sync(wait_for, lambda: len(engine.requests) == 1)
+                text = text_of(await client.call_tool("chat", {"message": "second"}))
+    assert re.search(r"wrote nothing within 3 s\. For [123] s of these this call waited for its turn", text), text
 
 
 async def test_the_calls_of_a_minute_are_counted_over_http(tmp_path: Path) -> None:

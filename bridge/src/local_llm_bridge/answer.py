@@ -107,6 +107,8 @@ class Answer:
 
     def __init__(self) -> None:
         self.started = time.monotonic()
+        self.queued_s = 0.0
+        """How long it waited for its turn, in seconds."""
         self.tokens = 0
         """Pieces so far: of the answer, of thoughts, and of calls."""
         self.first_token_s: float | None = None

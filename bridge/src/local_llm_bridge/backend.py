@@ -160,7 +160,7 @@ class Backend:
                 return replace(completion, tool_calls=())
             if completion.thoughts:
                 raise failures.only_thoughts(completion, self.timeout_s) from None
-            raise failures.silent(choice.engine, self.timeout_s, answer.tokens) from None
+            raise failures.silent(choice.engine, self.timeout_s, answer.tokens, answer.queued_s) from None
 
     async def readiness(self) -> dict[str, str | None]:
         """Ask every engine whether it serves its model; per model None or the reason why it is not ready."""
@@ -254,8 +254,11 @@ class Backend:
     async def _ask(self, request: Request, choice: Choice, body: _Body, answer: Answer) -> Completion:
         engine = choice.engine
         slots = self._slots_of(engine)
-        await slots.acquire(request.developer)
-        answer.started = time.monotonic()
+        try:
+            await slots.acquire(request.developer)
+        finally:
+            queued_since, answer.started = answer.started, time.monotonic()
+            answer.queued_s = answer.started - queued_since
         try:
             client = self._clients.get(engine.name) or self._clients[None]
             fresh, known = body, self._memory.of(engine.url, engine.name)

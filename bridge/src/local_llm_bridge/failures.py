@@ -26,16 +26,19 @@ _QUOTED_THOUGHTS = 2000
 _FEW_TOKENS = 16  # that an empty answer may have
 
 
-def silent(engine: Engine, timeout_s: float, tokens: int = 0) -> EngineTimeoutError:
+def silent(engine: Engine, timeout_s: float, tokens: int = 0, queued_s: float = 0.0) -> EngineTimeoutError:
     """Return the error for a call whose time is over without a text.
 
     Args:
         engine: that was asked.
         timeout_s: the time for one call, in seconds.
         tokens: how many it wrote, of calls.
+        queued_s: how much of the time was over before it was asked, in seconds.
     """
     did = "did not come to its answer" if tokens else "wrote nothing"
     why = "" if tokens else " Is it busy with others?"
+    if queued_s >= 1:
+        why = f" For {queued_s:.0f} s of these this call waited for its turn, as others were being answered."
     who = f"model {engine.name}" if engine.name else "model server"
     return EngineTimeoutError(
         f"The {who} at {engine.url} {did} within {timeout_s:g} s.{why} Ask for less at once, or {MORE_TIME}.",
