@@ -7,9 +7,11 @@ import http.client
 import json
 import os
 import re
+import signal
 import subprocess
 import time
 import urllib.request
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -29,8 +31,9 @@ WHOLE_ANSWER = 692
 class Engine:
     """A real engine of this module's own, so that nobody else's requests are in its metrics."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, process: subprocess.Popen[str]) -> None:
         self.url = url
+        self._process = process
 
     def metric(self, name: str) -> float:
         request = urllib.request.Request(
@@ -45,6 +48,17 @@ class Engine:
     def is_busy(self) -> bool:
         return self.metric("requests_processing") > 0
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Wait until it answers, and have it go on when it has been told to stop: it may be quicker than that."""
+        wait_for(lambda: self.is_busy)
+        self._process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+            time.sleep(0.3)  # until the bridge has passed it on
+        finally:
+            self._process.send_signal(signal.SIGCONT)
+
     def prove_stopped(self, tokens_before: float) -> None:
         """See that the request ends within a second, and with it the answer, which is far from whole."""
         cancelled = time.monotonic()
@@ -55,8 +69,8 @@ class Engine:
 
 @pytest.fixture(scope="module")
 def own_engine() -> Iterator[Engine]:
-    with llama_server() as (url, _):
-        yield Engine(url)
+    with llama_server() as (url, process):
+        yield Engine(url, process)
 
 
 def message(method: str, params: dict[str, Any], number: int | None = None) -> dict[str, Any]:
@@ -93,8 +107,8 @@ def test_a_notification_over_stdio_stops_the_engine(own_engine: Engine, *, moder
         else:
             send(message("initialize", HELLO, 1), message("notifications/initialized", {}))
             send(message("tools/call", CALL, 7))
-        wait_for(lambda: own_engine.is_busy)
-        send(message("notifications/cancelled", {"requestId": 7, "reason": "the user pressed Esc"}))
+        with own_engine.held():
+            send(message("notifications/cancelled", {"requestId": 7, "reason": "the user pressed Esc"}))
         own_engine.prove_stopped(before)
         # A request that was cancelled is not answered, and the next one is.
         send(message("tools/list", {"_meta": ENVELOPE} if modern else {}, 8))
@@ -132,10 +146,10 @@ def test_a_closed_connection_stops_the_engine(
             assert b"notifications/progress" in response.readline() + response.readline()
         if followed:
             connection.sock.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        wait_for(lambda: own_engine.is_busy)
-        connection.close()
-        if streamed:
-            response.close()
+        with own_engine.held():
+            connection.close()
+            if streamed:
+                response.close()
         own_engine.prove_stopped(before)
         wait_for(lambda: any(one["outcome"] == "cancelled" for one in records(bridge.log.read_text())), 5)
         assert "ERROR" not in bridge.log.read_text()
@@ -163,8 +177,8 @@ def test_a_notification_over_http_stops_the_engine(
         connection = http.client.HTTPConnection("127.0.0.1", bridge.port, timeout=10)
         call = json.dumps(message("tools/call", {**CALL, "_meta": meta}, 7))
         connection.request("POST", "/mcp", call, headers)
-        wait_for(lambda: own_engine.is_busy)
-        assert bridge.http("/mcp", method="POST", headers=headers, data=cancelling)[0] == 202
+        with own_engine.held():
+            assert bridge.http("/mcp", method="POST", headers=headers, data=cancelling)[0] == 202
         own_engine.prove_stopped(before)
         text = connection.getresponse().read().decode()
         assert text.count('"error":{"code":-32800,"message":"The client has cancelled this call."') == 1
