@@ -376,14 +376,15 @@ class EngineClient:
                 # How many calls at once is decided before.
                 connector=_connector_class()(limit=0, keepalive_timeout=_KEPT_S),
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S),
+                # A proxy would get those of the session as well, the engine's key as Proxy-Authorization.
+                headers=None if self._engine.proxy else self._headers,
                 read_bufsize=2**18,
                 response_class=_response_class(),
                 auto_decompress=False,
                 cookie_jar=aiohttp.DummyCookieJar(),
             )
         proxy = self._engine.proxy
-        # Headers of the session would go to the proxy as well, the engine's key as Proxy-Authorization.
-        headers = self._headers
+        headers = self._headers if proxy else {}
         if request.request_id != NOBODY:
             headers = {**headers, "X-Request-ID": request.request_id}
         send = functools.partial(
