@@ -127,7 +127,7 @@ class Backend:
         self._router = Router(self.engines, settings.routing, settings.default_model)
         self._clients = {engine.name: EngineClient(engine, settings.max_retries) for engine in self.engines}
         self._memory = Memory()
-        self._readings: dict[str, object] = {}
+        self._served: dict[str, set[str]] = {}
         self._probed_at = float("-inf")
         self._probe: dict[str, str | None] = {}
         self._probing = asyncio.Lock()
@@ -363,9 +363,9 @@ class Backend:
         except TimeoutError:
             return f"{engine.url} did not answer within {PROBE_TIMEOUT_S:g} s."
         finally:
-            if set(names) != self._readings.get(engine.url):
+            if set(names) != self._served.get(engine.url):
                 self._memory.forget(engine.url)  # another engine may be there now
-                self._readings[engine.url] = set(names)
+                self._served[engine.url] = set(names)
         if engine.name is not None and not any(same_name(engine.name, name) for name in names):
             return f"{engine.url} does not serve {engine.name}; it serves {_listing(names) or 'nothing'}."
         return None

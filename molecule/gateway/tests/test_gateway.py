@@ -176,7 +176,7 @@ def test_no_route_of_litellm_is_open(ip: str) -> None:
             continue
         replies = stranger.ask(method, path), alice.ask(method, path)
         if OAUTH.fullmatch(path):
-            assert [reply.json["error"] for reply in replies] == ["invalid_request"] * 2, path  # the door's own words
+            assert [reply.json["error"] for reply in replies] == ["invalid_request"] * 2, path  # the gateway's words
         else:
             assert tuple(reply.status for reply in replies) == (401, 404), path
 
