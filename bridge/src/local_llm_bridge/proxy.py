@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
-from urllib.request import getproxies, proxy_bypass
 
 from local_llm_bridge.errors import ConfigError
 
@@ -61,6 +60,8 @@ def for_url(url: str, proxies: Mapping[str, str] | None = None) -> Proxy | None:
     host, port = (parts.hostname or "").rstrip("."), parts.port or _PORTS[parts.scheme]
     if is_loopback(host):
         return None
+    from urllib.request import getproxies, proxy_bypass  # noqa: PLC0415 - a tenth of the start, where it is not needed
+
     found = getproxies() if proxies is None else proxies
     kind = parts.scheme if found.get(parts.scheme) else "all"
     value = found.get(kind)

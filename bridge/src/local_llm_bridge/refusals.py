@@ -53,33 +53,27 @@ _PLACES = (
     *("details", "errors", "errordescription", "fault", "baseresp", "description", "reason", "title", "data"),
 )
 _LAST_PLACES = (*_PLACES, "text", "type", "code")
-_FAILED = re.compile(r".*error.*|fail(?:ed|ure)?", re.DOTALL | re.IGNORECASE)
-_FINE = re.compile(r"(?:0*|2\d\d|ok|none|null|succe\w*)[\s.!]*", re.IGNORECASE)
+_FAILED = r"(?si).*error.*|fail(?:ed|ure)?"
+_FINE = r"(?i)(?:0*|2\d\d|ok|none|null|succe\w*)[\s.!]*"
 _RESULTS = ("choices", "usage", "data")
 _OF_A_CHUNK = frozenset(("id", "object", "created", "model", "choices", "usage", "system_fingerprint", "service_tier"))
 _DEEPEST = 8
 _LONGEST_NUMBER = 10**18
-_NOT_SEEN = re.compile(r"<!--.*?-->|<(script|style)\b.*?</\1>|<[^<>]*>", re.DOTALL | re.IGNORECASE)
+_NOT_SEEN = r"(?si)<!--.*?-->|<(script|style)\b.*?</\1>|<[^<>]*>"
 # nginx and Apache, Go, Cloudflare
-_WANTS_TLS = re.compile(
-    r"HTTP request (?:was sent )?to (?:an? )?(?:HTTPS|SSL|TLS)|speaking plain HTTP to an SSL", re.IGNORECASE
-)
+_WANTS_TLS = r"(?i)HTTP request (?:was sent )?to (?:an? )?(?:HTTPS|SSL|TLS)|speaking plain HTTP to an SSL"
 # What one-api and OpenAI call busy, and no waiting ends.
-_UNPAID = re.compile(
-    r"insufficient.{0,20}(?:quota|balance|credit|funds)|exceeded your current quota|\bbilling\b|arrearage"
-    r"|余额不足|欠费",
-    re.IGNORECASE,
+_UNPAID = (
+    r"(?i)insufficient.{0,20}(?:quota|balance|credit|funds)|exceeded your current quota|\bbilling\b|arrearage"
+    r"|余额不足|欠费"
 )
 # A word alone, such as "Forbidden", is no other cause.
-_OF_KEY = re.compile(
-    r"\bkey\b|\btoken\b|authenti|authori[sz]|credential|bearer|permission|forbidden|denied|\baccess\b|\bthis model\b"
-    r"|^\S*$",
-    re.IGNORECASE,
+_OF_KEY = (
+    r"(?i)\bkey\b|\btoken\b|authenti|authori[sz]|credential|bearer|permission|forbidden|denied|\baccess\b"
+    r"|\bthis model\b|^\S*$"
 )
-_UNKNOWN_MODEL = re.compile(
-    r"no available channel|model_not_found|\bmodel\b.{0,100}(?:not found|does not exist)", re.IGNORECASE
-)
-_NO_STATUS = re.compile(r"^400, message:\s*")
+_UNKNOWN_MODEL = r"(?i)no available channel|model_not_found|\bmodel\b.{0,100}(?:not found|does not exist)"
+_NO_STATUS = r"^400, message:\s*"
 _KEY_PART = 8  # so many characters of the key in a row give it away
 
 
@@ -93,7 +87,7 @@ def words_of(body: bytes) -> str:
             return _quoted(_unpacked(text, 0))
         import html  # noqa: PLC0415 - its table of names is not needed to start
 
-        return _line(html.unescape(_NOT_SEEN.sub(" ", text[:_READ])))
+        return _line(html.unescape(re.sub(_NOT_SEEN, " ", text[:_READ])))
     return _quoted(_said(document, _PLACES)) or ("" if document in (None, "", {}, []) else _as_json(document))
 
 
@@ -164,9 +158,9 @@ def refused(status: int, headers: Mapping[str, str], body: bytes, engine: Engine
                 f"refused the request ({code}). What stands before the engine may limit the size of a request (nginx: "
                 "client_max_body_size): raise it there, or send less."
             )
-        case 429 | 503 if _UNPAID.search(said):
+        case 429 | 503 if re.search(_UNPAID, said):
             text = f"refused the request ({code}). The account of its key is used up. {_KEY_HINT}"
-        case 404 | 429 | 503 if status == 404 or _UNKNOWN_MODEL.search(said):  # noqa: PLR2004
+        case 404 | 429 | 503 if status == 404 or re.search(_UNKNOWN_MODEL, said):  # noqa: PLR2004
             kind = EngineMissingError
             what = f"does not serve {engine.name} there" if engine.name else "has nothing there"
             text = f"{what} ({code}). {ADDRESS_HINT}"
@@ -175,7 +169,7 @@ def refused(status: int, headers: Mapping[str, str], body: bytes, engine: Engine
             text = f"is busy or still loading ({code}). Wait a little, then try again."
         case _:
             side = "failed" if status >= 500 else "refused the request"  # noqa: PLR2004
-            todo = " Write https:// instead of http:// in its address." if _WANTS_TLS.search(words) else ""
+            todo = " Write https:// instead of http:// in its address." if re.search(_WANTS_TLS, words) else ""
             text = f"{side} ({code}).{todo}"
     unread = f" Its words came compressed ({_line(encoding)[:20]}): turn compression off there." if encoding else ""
     return kind(f"{where} {text}{unread}", engine.name)
@@ -235,7 +229,7 @@ def cause(error: BaseException) -> str:
     if isinstance(error, OSError) and error.errno and error.errno > 0:
         return os.strerror(error.errno)
     # aiohttp puts a status before its own words, which no server has sent.
-    return _line(_NO_STATUS.sub("", str(error)) or type(error).__name__)
+    return _line(re.sub(_NO_STATUS, "", str(error)) or type(error).__name__)
 
 
 def _forbidden(status: int, words: str, code: str, body: bytes, engine: Engine) -> tuple[type[EngineError], str]:
@@ -245,7 +239,7 @@ def _forbidden(status: int, words: str, code: str, body: bytes, engine: Engine) 
             f"refused the request ({code}). That is a page of what stands before it, which may not like the text of "
             "the question: look at the log there."
         )
-    is_about_key = _OF_KEY.search(words) if words else engine.api_key
+    is_about_key = re.search(_OF_KEY, words) if words else engine.api_key
     if status == 403 and not is_about_key:  # noqa: PLR2004
         why = "" if words else " It may serve only some hosts or origins: look at its settings, and at its log."
         return EngineRefusedError, f"refused the request ({code}).{why}"
@@ -272,7 +266,7 @@ def _is_error(document: Mapping[str, Any]) -> bool:
     if named or set(fields) == {"message"} or fields.get("success") is False:
         return True
     kinds = [fields.get("object"), fields.get("type"), fields.get("status")]
-    if any(isinstance(kind, str) and _FAILED.fullmatch(kind) for kind in kinds):
+    if any(isinstance(kind, str) and re.fullmatch(_FAILED, kind) for kind in kinds):
         return True
     statuses = [fields.get("code"), fields.get("status"), fields.get("statuscode")]
     if any(isinstance(status, int) and 400 <= status < 600 for status in statuses):  # noqa: PLR2004 - HTTP's
@@ -291,7 +285,7 @@ def _is_fine(code: Any) -> bool:  # noqa: ANN401
     """Whether a code, or the words beside it, stand for success or say nothing."""
     match code:
         case str():
-            return _FINE.fullmatch(code.strip()) is not None
+            return re.fullmatch(_FINE, code.strip()) is not None
         case int():
             return code == 0 or 200 <= code < 300  # noqa: PLR2004 - HTTP's
     return not (code and isinstance(code, dict | list))

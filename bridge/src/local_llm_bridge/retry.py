@@ -32,10 +32,9 @@ _FIRST_S = 0.5
 _LONGEST_S = 8.0
 _JITTER = 0.25
 _MOST_S = 10.0**10  # three hundred years: who wishes for more means nothing by it
-_WISH = re.compile(
-    r"(?:retry|again|retryDelay)\W{1,2}(?:in |after )?(?=\d)(?:(\d{1,9})h)?(?:(\d{1,9})m(?!s))?"
-    r"(?:(\d{1,9}(?:\.\d{1,9})?) ?(ms|s))?",
-    re.IGNORECASE,
+_WISH = (
+    r"(?i)(?:retry|again|retryDelay)\W{1,2}(?:in |after )?(?=\d)(?:(\d{1,9})h)?(?:(\d{1,9})m(?!s))?"
+    r"(?:(\d{1,9}(?:\.\d{1,9})?) ?(ms|s))?"
 )
 _MAY_PASS = {408, 409, 429}
 _MAY_HAVE_DIED = {502, 504}
@@ -121,7 +120,7 @@ def wish_of(headers: Mapping[str, str], words: str = "") -> float | None:
 
 def _wish_in(words: str) -> float | None:
     """Return after how many seconds an engine wants a request again by its words; None: they do not say."""
-    if not (found := _WISH.search(words)):
+    if not (found := re.search(_WISH, words)):
         return None
     hours, minutes, rest, unit = found.groups()
     rest_s = float(rest or 0) * (0.001 if unit and unit.lower() == "ms" else 1.0)

@@ -19,18 +19,17 @@ RENAMED = {"max_tokens": "max_completion_tokens"}
 SYSTEM = "system"
 """Stands for a message of this role, which the templates of some models refuse."""
 _DISPENSABLE = ("stream_options", "temperature")
-_UNSUPPORTED = re.compile(
-    r"unsupported|not (?:\w+ )?(?:supported|allowed|permitted|recogni[sz]ed)|(?:not|n't) support|\bextra\b"
-    r"|un(?:known|expected|recogni[sz]ed)|forbidden|deprecated|only \S+ is allowed|不支持|未知|不允许",
-    re.IGNORECASE,
+_UNSUPPORTED = (
+    r"(?i)unsupported|not (?:\w+ )?(?:supported|allowed|permitted|recogni[sz]ed)|(?:not|n't) support|\bextra\b"
+    r"|un(?:known|expected|recogni[sz]ed)|forbidden|deprecated|only \S+ is allowed|不支持|未知|不允许"
 )
 # Words about the length may name both.
 _OTHER_NAME = r"\buse\W+{0}\b|\b{0}\W+instead\b"
-_NO_SYSTEM = re.compile(
-    r"(?:system|developer) (?:role|prompt|message|instruction)s?\b.{0,30}\bnot (?:\w+ )?(?:supported|allowed|enabled)"
-    r"|(?:not|n't) support .{0,30}\bsystem\b|roles must alternate|only user and assistant roles"
-    r"|\brole:? \W?system\b|(?<!system\W, )\Wuser\W(?:,| and| or) \Wassistant\W(?!.{0,20}\bsystem\b)",
-    re.IGNORECASE,
+_NO_SYSTEM = (
+    r"(?i)(?:system|developer) (?:role|prompt|message|instruction)s?\b.{0,30}\bnot (?:\w+ )?"
+    r"(?:supported|allowed|enabled)|(?:not|n't) support .{0,30}\bsystem\b|roles must alternate"
+    r"|only user and assistant roles|\brole:? \W?system\b"
+    r"|(?<!system\W, )\Wuser\W(?:,| and| or) \Wassistant\W(?!.{0,20}\bsystem\b)"
 )
 
 
@@ -41,10 +40,12 @@ def unsupported_parts(said: str) -> frozenset[str]:
         said: the engine's words.
     """
     named = (
-        {field for field in _DISPENSABLE if re.search(rf"\b{field}\b", said)} if _UNSUPPORTED.search(said) else set()
+        {field for field in _DISPENSABLE if re.search(rf"\b{field}\b", said)}
+        if re.search(_UNSUPPORTED, said)
+        else set()
     )
     named |= {field for field, name in RENAMED.items() if re.search(_OTHER_NAME.format(name), said, re.IGNORECASE)}
-    return frozenset(named | {SYSTEM} if _NO_SYSTEM.search(said) else named)
+    return frozenset(named | {SYSTEM} if re.search(_NO_SYSTEM, said) else named)
 
 
 def wants_another_request(said: str) -> bool:
