@@ -46,6 +46,7 @@ class Size:
     """How often things are measured."""
 
     rounds: int
+    """An even number: which of the two goes first changes with each. One round differs from the next by a fifth."""
     starts: int
     """Cold starts a round."""
     calls: int
@@ -53,7 +54,7 @@ class Size:
     calls_at_once: int
 
 
-FULL = Size(rounds=7, starts=4, calls=500, calls_at_once=3000)
+FULL = Size(rounds=24, starts=2, calls=500, calls_at_once=1500)
 QUICK = Size(rounds=2, starts=2, calls=200, calls_at_once=600)
 
 
