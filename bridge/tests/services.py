@@ -26,8 +26,8 @@ import yaml
 from mcp import Client, StdioServerParameters, stdio_client
 from mcp.client.streamable_http import streamable_http_client
 
-from local_llm_bridge.calls import Call, Calls
 from local_llm_bridge.config import Engine, Settings
+from local_llm_bridge.server.dispatch import Call, Dispatcher
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
@@ -341,7 +341,7 @@ async def asked(*calls: Call, reply: bytes | FakeEngine, **settings: Any) -> lis
     engine = reply if isinstance(reply, FakeEngine) else FakeEngine(reply)
     with engine.running() as url:
         model = Engine(**{"name": "m", "url": url, **settings.pop("engine", {})})
-        running = Calls(Settings(engines=(model,), **{"max_retries": 0, **settings}))
+        running = Dispatcher(Settings(engines=(model,), **{"max_retries": 0, **settings}))
         try:
             return [await running.run(call) for call in calls]
         finally:

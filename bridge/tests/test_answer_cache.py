@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import pytest
 
-from local_llm_bridge.backend import Backend, Request
-from local_llm_bridge.cache import Cache
-from local_llm_bridge.calls import Call, Calls
 from local_llm_bridge.config import Engine, Settings
 from local_llm_bridge.errors import EngineBusyError
+from local_llm_bridge.models.backend import Backend, Request
+from local_llm_bridge.models.cache import Cache
+from local_llm_bridge.server.dispatch import Call, Dispatcher
 from tests.services import TOKEN, FakeEngine, answer, asked, delta, events, piece, serving, text_of
 
 if TYPE_CHECKING:
@@ -163,18 +163,18 @@ def url(engine: FakeEngine) -> Iterator[str]:
         yield address
 
 
-async def results_of(calls: Calls, *many: Call) -> list[dict[str, Any]]:
+async def results_of(dispatcher: Dispatcher, *many: Call) -> list[dict[str, Any]]:
     try:
-        return [await calls.run(call) for call in many]
+        return [await dispatcher.run(call) for call in many]
     finally:
-        await calls.close()
+        await dispatcher.close()
 
 
 async def test_the_result_tells_whether_it_came_from_the_cache(engine: FakeEngine, url: str) -> None:
-    calls = Calls(Settings(engines=(Engine("m", url),)))
+    dispatcher = Dispatcher(Settings(engines=(Engine("m", url),)))
     question = {"message": "hi"}
     results = await results_of(
-        calls, Call("chat", question), Call("chat", question), Call("chat", {**question, "fresh": True})
+        dispatcher, Call("chat", question), Call("chat", question), Call("chat", {**question, "fresh": True})
     )
     assert [result["_meta"]["cached"] for result in results] == [False, True, False]
     assert [result["content"][0]["text"] for result in results] == ["hello"] * 3
@@ -182,9 +182,9 @@ async def test_the_result_tells_whether_it_came_from_the_cache(engine: FakeEngin
 
 
 async def test_ten_identical_calls_at_once_reach_the_engine_once(engine: FakeEngine, url: str) -> None:
-    calls = Calls(Settings(engines=(Engine("m", url, concurrency=1, queue=0),)))
-    results = await asyncio.gather(*(calls.run(Call("chat", {"message": "hi"})) for _ in range(10)))
-    await calls.close()
+    dispatcher = Dispatcher(Settings(engines=(Engine("m", url, concurrency=1, queue=0),)))
+    results = await asyncio.gather(*(dispatcher.run(Call("chat", {"message": "hi"})) for _ in range(10)))
+    await dispatcher.close()
     assert len(engine.requests) == 1
     assert sorted(result["_meta"]["cached"] for result in results) == [False] + [True] * 9
 
@@ -240,8 +240,8 @@ async def test_one_developer_gets_anothers_answer_only_where_the_operator_shares
 async def test_an_answer_that_the_deadline_cut_is_not_kept() -> None:
     engine = FakeEngine(events(piece("Once upon"), done=False), hold=threading.Event())
     with engine.running() as url:
-        calls = Calls(Settings(engines=(Engine("m", url),), timeout_s=0.6))
-        results = await results_of(calls, *[Call("chat", {"message": "hi"})] * 2)
+        dispatcher = Dispatcher(Settings(engines=(Engine("m", url),), timeout_s=0.6))
+        results = await results_of(dispatcher, *[Call("chat", {"message": "hi"})] * 2)
     assert [result["content"][0]["text"] for result in results] == ["Once upon"] * 2
     assert [result["_meta"]["cached"] for result in results] == [False, False]
     assert len(engine.requests) == 2
@@ -250,10 +250,10 @@ async def test_an_answer_that_the_deadline_cut_is_not_kept() -> None:
 async def test_an_engines_failure_is_not_kept(engine: FakeEngine, url: str) -> None:
     good = engine.reply
     engine.reply = answer("500 Internal Server Error", "text/plain", "no")
-    calls = Calls(Settings(engines=(Engine("m", url),), max_retries=0))
-    assert (await calls.run(Call("chat", {"message": "hi"})))["isError"]
+    dispatcher = Dispatcher(Settings(engines=(Engine("m", url),), max_retries=0))
+    assert (await dispatcher.run(Call("chat", {"message": "hi"})))["isError"]
     engine.reply = good
-    (result,) = await results_of(calls, Call("chat", {"message": "hi"}))
+    (result,) = await results_of(dispatcher, Call("chat", {"message": "hi"}))
     assert not result["isError"]
     assert not result["_meta"]["cached"]
 

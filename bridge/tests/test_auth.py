@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from local_llm_bridge import tokens
-from local_llm_bridge.auth import Directory
+from local_llm_bridge.auth import Authenticator
 from local_llm_bridge.config import Developer
 from local_llm_bridge.errors import ConfigError
 from tests.services import PROGRAM, TOKEN, Bridge, records, serving, wait_for
@@ -76,25 +76,25 @@ def test_the_log_names_those_of_the_tokens_file(engine: str, tmp_path: Path) -> 
 def test_a_broken_file_leaves_all_as_it_was_and_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     file = tmp_path / "tokens.yml"
     bob = tokens.create(file, "bob")
-    directory = Directory([ALICE], file)
+    authenticator = Authenticator([ALICE], file)
     for broken in ("developers: [", "developers: 5", "bob: llb_secret", "developers: [{name: bob, token: llb_secret}]"):
         caplog.clear()
         file.write_text(broken)
         for _ in range(3):
-            assert directory.developer_of(f"Bearer {bob}") == "bob"
-            assert directory.developer_of(f"Bearer {TOKEN}") == "alice"
+            assert authenticator.developer_of(f"Bearer {bob}") == "bob"
+            assert authenticator.developer_of(f"Bearer {TOKEN}") == "alice"
         (record,) = caplog.records
         assert record.getMessage().startswith(f"tokens stay as they were: {file}: ")
         assert "llb_secret" not in caplog.text
     file.write_text("developers: []")
-    assert directory.developer_of(f"Bearer {bob}") is None
+    assert authenticator.developer_of(f"Bearer {bob}") is None
 
 
 def test_a_file_that_comes_later_is_read(tmp_path: Path) -> None:
     file = tmp_path / "tokens.yml"
-    directory = Directory([], file)
-    assert directory.developer_of("Bearer x") is None
-    assert directory.developer_of(f"Bearer {tokens.create(file, 'bob')}") == "bob"
+    authenticator = Authenticator([], file)
+    assert authenticator.developer_of("Bearer x") is None
+    assert authenticator.developer_of(f"Bearer {tokens.create(file, 'bob')}") == "bob"
 
 
 def test_the_file_holds_no_token_and_is_not_for_all(tmp_path: Path) -> None:
@@ -128,8 +128,8 @@ def test_many_at_once_lose_nobody(tmp_path: Path) -> None:
     names = [f"d{number}" for number in range(6)]
     with ThreadPoolExecutor(3) as pool:
         made = list(pool.map(lambda name: new(name, file), names))
-    directory = Directory([], file)
-    assert [directory.developer_of(f"Bearer {bearer}") for bearer in made] == names
+    authenticator = Authenticator([], file)
+    assert [authenticator.developer_of(f"Bearer {bearer}") for bearer in made] == names
 
 
 @pytest.mark.parametrize(

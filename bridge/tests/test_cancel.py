@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from local_llm_bridge.cancels import Cancels
+from local_llm_bridge.server.cancels import Cancels
 from tests.services import ENGINE_KEY, MODEL, PROGRAM, TOKEN, llama_server, records, serving, wait_for
 
 if TYPE_CHECKING:

@@ -547,7 +547,7 @@ def test_stdio_needs_no_arguments_and_no_parser_for_them() -> None:
     replies, done = piped(line, PYTHONPROFILEIMPORTTIME="1")
     assert "tools" in replies[0]["result"]
     imported = {text.rpartition("|")[2].strip() for text in done.stderr.splitlines() if text.startswith("import time:")}
-    assert "local_llm_bridge.stdio" in imported
+    assert "local_llm_bridge.server.stdio" in imported
     assert not imported & {
         "argparse",
         "local_llm_bridge.doctor",

@@ -115,11 +115,11 @@ def test_a_url_may_end_in_v1_or_not(url: str, wanted: str) -> None:
             change("developers", [{"name": name, "token_sha256": "a" * 64} for name in ("alice", "bob")]),
             ["two developers have the same token"],
         ),
-        (change("door_key_sha256", SECRET), ["door_key_sha256: found a text of 25 characters; wanted"]),
-        (change("door_key_sha256", 12345678), ["door_key_sha256: found a number"]),
-        (change("door_key_sha256", "a" * 64), ["door_key_sha256: a developer has it as token_sha256"]),
-        (change("former_door_keys_sha256", ["a" * 64]), ["door_key_sha256: a developer has it as token_sha256"]),
-        (change("door_key", SECRET), ["door_key: unknown key", "did you mean 'door_key_sha256'?"]),
+        (change("gateway_key_sha256", SECRET), ["gateway_key_sha256: found a text of 25 characters; wanted"]),
+        (change("gateway_key_sha256", 12345678), ["gateway_key_sha256: found a number"]),
+        (change("gateway_key_sha256", "a" * 64), ["gateway_key_sha256: a developer has it as token_sha256"]),
+        (change("former_gateway_keys_sha256", ["a" * 64]), ["gateway_key_sha256: a developer has it as token_sha256"]),
+        (change("gateway_key", SECRET), ["gateway_key: unknown key", "did you mean 'gateway_key_sha256'?"]),
     ],
 )
 def test_wrong_settings_say_what_is_right(tmp_path: Path, content: object, words: list[str]) -> None:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from local_llm_bridge.calls import Call
-from local_llm_bridge.context import Refusal, is_about_length, read_refusal
+from local_llm_bridge.models.context import Refusal, is_about_length, read_refusal
+from local_llm_bridge.server.dispatch import Call
 from tests.services import FakeEngine, ScriptedEngine, answer, asked, events, piece, request_of, wire_texts
 
 if TYPE_CHECKING:

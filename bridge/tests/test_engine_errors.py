@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from local_llm_bridge.calls import Call, Calls
 from local_llm_bridge.config import CacheSettings, Engine, Settings
-from local_llm_bridge.engine import GRACE_S
+from local_llm_bridge.models.engine import GRACE_S
+from local_llm_bridge.server.dispatch import Call, Dispatcher
 from tests.services import FakeEngine, Listener, ScriptedEngine, answer, events, piece, request_of
 
 pytestmark = pytest.mark.anyio
@@ -25,11 +25,13 @@ GOOD = events(piece("hello", "stop"))
 async def ask(url: str, key: str | None = KEY, **settings: Any) -> dict[str, Any]:  # noqa: ANN401 - of Settings
     """Ask an engine once; gives the result."""
     engine = Engine("m", url, api_key=key)
-    calls = Calls(Settings(engines=(engine,), cache=CacheSettings(entries=0), **{"max_retries": 0, **settings}))
+    dispatcher = Dispatcher(
+        Settings(engines=(engine,), cache=CacheSettings(entries=0), **{"max_retries": 0, **settings})
+    )
     try:
-        return await calls.run(Call("chat", {"message": "hi"}))
+        return await dispatcher.run(Call("chat", {"message": "hi"}))
     finally:
-        await calls.close()
+        await dispatcher.close()
 
 
 async def told(reply: bytes, **settings: Any) -> str:  # noqa: ANN401

@@ -10,10 +10,10 @@ import anyio
 import pytest
 from mcp import Client
 
-from local_llm_bridge.backend import PROBE_AGE_S
-from local_llm_bridge.calls import Calls
 from local_llm_bridge.config import Engine, Settings
-from local_llm_bridge.sdk import create_server
+from local_llm_bridge.models.backend import PROBE_AGE_S
+from local_llm_bridge.server.dispatch import Dispatcher
+from local_llm_bridge.server.sdk import create_server
 from tests.services import (
     ENGINE_KEY,
     MODEL,
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from local_llm_bridge.answer import Completion
+    from local_llm_bridge.models.answer import Completion
 
 pytestmark = pytest.mark.anyio
 
@@ -155,9 +155,9 @@ async def test_a_bug_shows_neither_trace_nor_content(mode: str, caplog: pytest.L
     async def buggy(*_: object) -> Completion:
         raise RuntimeError("what the developer asked")
 
-    calls = Calls(Settings(engines=(Engine("m", "http://e/v1"),)))
-    calls.backend.complete = buggy  # type: ignore[method-assign,assignment]
-    server, _ = create_server(calls)
+    dispatcher = Dispatcher(Settings(engines=(Engine("m", "http://e/v1"),)))
+    dispatcher.backend.complete = buggy  # type: ignore[method-assign,assignment]
+    server, _ = create_server(dispatcher)
     async with Client(server, mode=mode) as client:
         result = await client.call_tool("chat", {"message": "ping"})
     assert result.is_error

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from local_llm_bridge.errors import RefusedFileError
-from local_llm_bridge.files import MOST_BYTES, MOST_FILES, read_files
+from local_llm_bridge.tools.files import MOST_BYTES, MOST_FILES, read_files
 
 OUTSIDE = "text from outside"
 PASSWORD = "PASSWORD=from-a-secret-file"

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from local_llm_bridge.calls import Call
-from local_llm_bridge.engine import GRACE_S
+from local_llm_bridge.models.engine import GRACE_S
+from local_llm_bridge.server.dispatch import Call
 from tests.services import FakeEngine, asked, delta, events, piece, request_of, usage, wire_texts
 
 if TYPE_CHECKING:

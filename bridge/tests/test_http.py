@@ -344,7 +344,7 @@ TWICE = {
     "name": '{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"chat","name":"list_models"}}',
     "escaped": '{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"chat","n\\u0061me":"list_models"}}',
     "model": '{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"arguments":{"model":"a","model":"b"}}}',
-    "odd lane": '{"jsonrpc":"2.0","id":1,"method":"resources/list","params":{},"params":{"_meta":{}}}',
+    "odd path": '{"jsonrpc":"2.0","id":1,"method":"resources/list","params":{},"params":{"_meta":{}}}',
     "nested": '{"jsonrpc":"2.0","id":1,"method":"ping","params":{"_meta":{"x":[[{"y":1,"y":2}]]}}}',
 }
 

@@ -19,20 +19,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from local_llm_bridge import exchange
 from local_llm_bridge.audit import UNKNOWN
 from local_llm_bridge.errors import BadMessageError, RefusedRequestError
-from local_llm_bridge.express import HANDSHAKE_VERSIONS, MODERN_VERSION, Everyday, is_notification, read
-from local_llm_bridge.message import checked, decode, overlong, parse, version_of
+from local_llm_bridge.server import handler
+from local_llm_bridge.server.fast_path import HANDSHAKE_VERSIONS, MODERN_VERSION, FastPathRequest, is_notification, read
+from local_llm_bridge.server.message import checked, decode, overlong, parse, version_of
 from tests.services import MODEL, PROGRAM, TOKEN, FakeEngine, events, piece, request_of, serving, wait_for
-from tests.test_express import CALL, ENVELOPE, HANDSHAKE, REQUESTS
+from tests.test_fast_path import CALL, ENVELOPE, HANDSHAKE, REQUESTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from starlette.types import Message, Receive, Scope, Send
 
-    from local_llm_bridge.express import Express
+    from local_llm_bridge.server.fast_path import FastPath
     from tests.services import Bridge
 
 MESSAGES = 10_000
@@ -491,7 +491,7 @@ often = settings(max_examples=300, derandomize=True, deadline=None)
 @often
 @given(message=json_values)
 def test_any_json_is_read_or_left_to_the_sdk(message: object) -> None:
-    assert isinstance(read(message), Everyday | None)
+    assert isinstance(read(message), FastPathRequest | None)
     assert not (is_notification(message) and read(message))
 
 
@@ -548,13 +548,13 @@ header_values = st.text(st.characters(max_codepoint=255), max_size=20) | st.samp
     message=st.sampled_from(REQUESTS) | json_values,
     cut=st.integers(0, 9),
 )
-def test_any_headers_decide_the_lane(headers: dict[str, str], message: object, cut: int) -> None:
+def test_any_headers_decide_the_path(headers: dict[str, str], message: object, cut: int) -> None:
     headers = {"content-type": "application/json", "accept": "application/json, text/event-stream", **headers}
-    lanes = Lanes()
+    paths = Paths()
     body = json.dumps(message).encode()[cut // 8 :]
-    lanes.take(headers, body)
-    (lane,) = lanes.taken
-    if lane == "quick":
+    paths.take(headers, body)
+    (path,) = paths.taken
+    if path == "fast":
         everyday = read(message)
         assert everyday
         assert "mcp-session-id" not in headers
@@ -567,8 +567,8 @@ def test_any_headers_decide_the_lane(headers: dict[str, str], message: object, c
         "application/json",
         "application/json, text/event-stream",
     )
-    if is_plain or lane != "refused":
-        assert (lane == "refused") == (not is_message(body) or not is_spoken(headers, message))
+    if is_plain or path != "refused":
+        assert (path == "refused") == (not is_message(body) or not is_spoken(headers, message))
 
 
 def is_spoken(headers: dict[str, str], message: object) -> bool:
@@ -587,14 +587,14 @@ def is_message(body: bytes) -> bool:
     return True
 
 
-class Lanes:
-    """Stands in for both lanes of HTTP, and writes down which of them is taken."""
+class Paths:
+    """Stands in for both paths of HTTP, and writes down which of them is taken."""
 
     def __init__(self) -> None:
         self.taken: list[str] = []
 
     def take(self, headers: dict[str, str], body: bytes) -> None:
-        """Let an exchange decide about a request."""
+        """Let an handler decide about a request."""
         parts = iter([body])
 
         async def receive() -> Message:
@@ -610,18 +610,18 @@ class Lanes:
         async def sdk(_scope: Scope, _receive: Receive, _send: Send) -> None:
             self.taken.append("sdk")
 
-        decide = exchange.Exchange(cast("Express", self), sdk)
-        scope: dict[str, Any] = {"caller": UNKNOWN, "model": None, "headers": [], exchange.ON_LOSS: lambda _: None}
+        decide = handler.Handler(cast("FastPath", self), sdk)
+        scope: dict[str, Any] = {"caller": UNKNOWN, "model": None, "headers": [], handler.ON_LOSS: lambda _: None}
         try:
             asyncio.run(decide(scope, headers, receive, send))
         except RefusedRequestError:
             self.taken.append("refused")
 
-    def answer(self, _request: Everyday) -> dict[str, Any]:
-        self.taken.append("quick")
+    def answer(self, _request: FastPathRequest) -> dict[str, Any]:
+        self.taken.append("fast")
         return {}
 
-    async def call(self, request: Everyday, *_more: object) -> dict[str, Any]:
+    async def call(self, request: FastPathRequest, *_more: object) -> dict[str, Any]:
         return self.answer(request)
 
 

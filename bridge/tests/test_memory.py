@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from local_llm_bridge.audit import Caller
-from local_llm_bridge.calls import Call, Calls
 from local_llm_bridge.config import CacheSettings, Engine, Settings
+from local_llm_bridge.server.dispatch import Call, Dispatcher
 from tests.services import FakeEngine, answer, delta, events, free_port, piece, wait_for, wire_texts
 
 if TYPE_CHECKING:
@@ -55,26 +55,26 @@ def nobody_looks_for_garbage() -> Iterator[None]:
 
 
 async def left_of(
-    ask: Callable[[Calls, str], Awaitable[object]],
+    ask: Callable[[Dispatcher, str], Awaitable[object]],
     url: str,
     timeout_s: float = 30,
     **engine: Any,  # noqa: ANN401 - of any type
 ) -> Counter[str]:
     """Return how many objects of which classes of the bridge are left of some calls."""
     models, nothing_kept = (Engine("m", url, **engine),), CacheSettings(entries=0)
-    calls = Calls(Settings(engines=models, max_retries=1, timeout_s=timeout_s, cache=nothing_kept))
+    dispatcher = Dispatcher(Settings(engines=models, max_retries=1, timeout_s=timeout_s, cache=nothing_kept))
     try:
-        await ask(calls, "What is imported with the first call, and what a bridge keeps for ever, is no matter.")
+        await ask(dispatcher, "What is imported with the first call, and what a bridge keeps for ever, is no matter.")
         gc.collect()
         before = objects()
         for number in range(3):
-            await ask(calls, f"Question {number}.")
+            await ask(dispatcher, f"Question {number}.")
         for _ in range(100):
             if objects() - before:
                 await asyncio.sleep(0.02)  # connections are closed a little later
         return objects() - before
     finally:
-        await calls.close()
+        await dispatcher.close()
 
 
 def objects() -> Counter[str]:
@@ -84,8 +84,8 @@ def objects() -> Counter[str]:
     )
 
 
-async def chat(calls: Calls, message: str, developer: str = "alice") -> str:
-    result = await calls.run(Call("chat", {"message": message}, Caller(developer)))
+async def chat(dispatcher: Dispatcher, message: str, developer: str = "alice") -> str:
+    result = await dispatcher.run(Call("chat", {"message": message}, Caller(developer)))
     return "\n".join(wire_texts(result))
 
 
@@ -93,32 +93,32 @@ async def chat(calls: Calls, message: str, developer: str = "alice") -> str:
 async def test_nothing_is_left_of_a_call_whatever_the_engine_answers(what: str) -> None:
     reply, words = ANSWERS[what]
 
-    async def ask(calls: Calls, message: str) -> None:
-        assert words in await chat(calls, message)
+    async def ask(dispatcher: Dispatcher, message: str) -> None:
+        assert words in await chat(dispatcher, message)
 
     with FakeEngine(reply).running() as url:
         assert not await left_of(ask, url)
 
 
 async def test_nothing_is_left_of_a_call_whose_engine_is_not_there() -> None:
-    async def ask(calls: Calls, message: str) -> None:
-        assert "cannot be reached" in await chat(calls, message)
+    async def ask(dispatcher: Dispatcher, message: str) -> None:
+        assert "cannot be reached" in await chat(dispatcher, message)
 
     assert not await left_of(ask, f"http://127.0.0.1:{free_port()}/v1")
 
 
 async def test_nothing_is_left_of_a_call_whose_time_is_over() -> None:
-    async def ask(calls: Calls, message: str) -> None:
-        assert f"within {TIMEOUT_S:g} s" in await chat(calls, message)
+    async def ask(dispatcher: Dispatcher, message: str) -> None:
+        assert f"within {TIMEOUT_S:g} s" in await chat(dispatcher, message)
 
     with FakeEngine(HEAD, hold=threading.Event()).running() as url:
         assert not await left_of(ask, url, TIMEOUT_S)
 
 
 async def test_nothing_is_left_of_a_call_that_was_cancelled() -> None:
-    async def ask(calls: Calls, message: str) -> None:
+    async def ask(dispatcher: Dispatcher, message: str) -> None:
         async with asyncio.TaskGroup() as group:
-            call = group.create_task(chat(calls, message))
+            call = group.create_task(chat(dispatcher, message))
             await asyncio.to_thread(wait_for, lambda: bool(engine.requests))
             engine.requests.clear()
             call.cancel()
@@ -129,8 +129,8 @@ async def test_nothing_is_left_of_a_call_that_was_cancelled() -> None:
 
 
 async def test_nothing_is_left_of_those_who_waited_for_the_same_answer_in_vain() -> None:
-    async def ask(calls: Calls, message: str) -> None:
-        said = await asyncio.gather(*(chat(calls, message) for _ in range(3)))
+    async def ask(dispatcher: Dispatcher, message: str) -> None:
+        said = await asyncio.gather(*(chat(dispatcher, message) for _ in range(3)))
         assert all("stopped in the middle" in text for text in said)
 
     with FakeEngine(events(piece("half"), done=False)).running() as url:
@@ -138,9 +138,9 @@ async def test_nothing_is_left_of_those_who_waited_for_the_same_answer_in_vain()
 
 
 async def test_nothing_is_left_of_who_waited_and_made_room_for_another() -> None:
-    async def ask(calls: Calls, message: str) -> None:
+    async def ask(dispatcher: Dispatcher, message: str) -> None:
         said = await asyncio.gather(
-            *(chat(calls, f"{message} {number}") for number in range(3)), chat(calls, message, "bob")
+            *(chat(dispatcher, f"{message} {number}") for number in range(3)), chat(dispatcher, message, "bob")
         )
         assert "is busy" in said[2]
 

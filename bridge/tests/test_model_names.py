@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from local_llm_bridge import config
-from local_llm_bridge.backend import Backend
-from local_llm_bridge.calls import Call, Calls
 from local_llm_bridge.config import Engine, Settings
 from local_llm_bridge.errors import ConfigError
-from local_llm_bridge.router import same_name
+from local_llm_bridge.models.backend import Backend
+from local_llm_bridge.models.router import same_name
+from local_llm_bridge.server.dispatch import Call, Dispatcher
 from tests.services import FakeEngine, answer, asked, events, piece, request_of, wire_texts
 
 if TYPE_CHECKING:
@@ -157,9 +157,9 @@ async def test_a_whole_list_does_not_wait_for_the_end_of_the_connection(body: by
 )
 async def test_without_a_name_and_a_list_the_way_out_is_a_name(listing: bytes, why: str) -> None:
     with Naming(listing=listing).running() as url:
-        calls = Calls(Settings(engines=(Engine(None, url),), max_retries=0))
-        results = [await calls.run(call) for call in (CHAT, Call("list_models", {}))]
-        await calls.close()
+        dispatcher = Dispatcher(Settings(engines=(Engine(None, url),), max_retries=0))
+        results = [await dispatcher.run(call) for call in (CHAT, Call("list_models", {}))]
+        await dispatcher.close()
     for result in results:
         assert result["isError"]
         (text,) = wire_texts(result)

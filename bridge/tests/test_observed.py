@@ -13,16 +13,16 @@ import anyio
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from local_llm_bridge.answer import Completion
 from local_llm_bridge.audit import Caller, Record
-from local_llm_bridge.backend import Backend
-from local_llm_bridge.calls import Calls
 from local_llm_bridge.config import Developer, Engine, ServeSettings, Settings
-from local_llm_bridge.door import Door
-from local_llm_bridge.exchange import Exchange
-from local_llm_bridge.express import Express
 from local_llm_bridge.metrics import Metrics
-from local_llm_bridge.sdk_http import SdkHttp
+from local_llm_bridge.models.answer import Completion
+from local_llm_bridge.models.backend import Backend
+from local_llm_bridge.server.app import App
+from local_llm_bridge.server.dispatch import Dispatcher
+from local_llm_bridge.server.fast_path import FastPath
+from local_llm_bridge.server.handler import Handler
+from local_llm_bridge.server.sdk_http import SdkHttp
 from tests.services import MODEL, TOKEN, FakeEngine, configuration, events, piece, records, serving, text_of
 
 if TYPE_CHECKING:
@@ -158,11 +158,11 @@ async def test_metrics_over_http_count_what_was_called_and_no_names_that_callers
 
 
 async def read_metrics(peer: str, headers: list[tuple[bytes, bytes]]) -> tuple[int, str]:
-    """Ask the door for the metrics as from some host; gives status and text."""
+    """Ask the gateway for the metrics as from some host; gives status and text."""
     alice = Developer(**configuration(1)["developers"][0])
     settings = ServeSettings(engines=(Engine("m", "http://e/v1"),), developers=(alice,))
-    calls = Calls(settings)
-    sdk = SdkHttp(calls)
+    dispatcher = Dispatcher(settings)
+    sdk = SdkHttp(dispatcher)
     sent: list[dict[str, Any]] = []
 
     async def send(message: Any) -> None:  # noqa: ANN401 - what ASGI has
@@ -172,9 +172,9 @@ async def read_metrics(peer: str, headers: list[tuple[bytes, bytes]]) -> tuple[i
         return {"type": "http.request", "body": b"", "more_body": False}
 
     scope = {"type": "http", "path": "/metrics", "method": "GET", "headers": headers, "client": (peer, 40_000)}
-    await Door(settings, calls, Exchange(Express(calls, announces=False), sdk))(scope, receive, send)
+    await App(settings, dispatcher, Handler(FastPath(dispatcher, announces=False), sdk))(scope, receive, send)
     await sdk.close()
-    await calls.close()
+    await dispatcher.close()
     return sent[0]["status"], b"".join(message.get("body", b"") for message in sent).decode()
 
 

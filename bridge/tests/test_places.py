@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from local_llm_bridge.errors import QueueFullError
-from local_llm_bridge.places import Places
+from local_llm_bridge.sandbox.places import Places
 from tests.services import TOKEN, serving, texts_of
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from local_llm_bridge.server.stdio import LONGEST_LINE
 from local_llm_bridge.standard_streams import LONGEST_TEXT, decode
-from local_llm_bridge.stdio import LONGEST_LINE
 from tests.services import MODEL, PROGRAM, FakeEngine, events, free_port, piece, serving
 
 if TYPE_CHECKING:

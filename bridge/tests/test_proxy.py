@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from local_llm_bridge.connection_errors import proxy_answered
 from local_llm_bridge.errors import ConfigError
+from local_llm_bridge.models.connection_errors import proxy_answered
 from local_llm_bridge.proxy import Proxy, for_url, is_exempt, is_loopback
 from tests.services import MODEL, FakeEngine, Listener, answer, events, free_port, piece, piped, serving
 from tests.test_stdio import call

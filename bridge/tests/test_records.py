@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from local_llm_bridge import audit
-from local_llm_bridge.answer import Completion
 from local_llm_bridge.audit import UNKNOWN, Record
+from local_llm_bridge.models.answer import Completion
 from tests.services import TOKEN, Bridge, FakeEngine, events, piece, records, serving, wait_for
 
 if TYPE_CHECKING:

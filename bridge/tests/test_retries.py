@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from local_llm_bridge.calls import Call, Calls
 from local_llm_bridge.config import CacheSettings, Engine, Settings
+from local_llm_bridge.server.dispatch import Call, Dispatcher
 from tests.services import (
     ENGINE_KEY,
     MODEL,
@@ -52,11 +52,13 @@ BUSY = refusal("503 Service Unavailable", AT_ONCE)
 
 async def ask(url: str, max_retries: int = 2, times: int = 1, **arguments: str) -> list[dict[str, Any]]:
     """Ask an engine some times; gives the results."""
-    calls = Calls(Settings(engines=(Engine("m", url),), max_retries=max_retries, cache=CacheSettings(entries=0)))
+    dispatcher = Dispatcher(
+        Settings(engines=(Engine("m", url),), max_retries=max_retries, cache=CacheSettings(entries=0))
+    )
     try:
-        return [await calls.run(Call("chat", {"message": "hi", **arguments})) for _ in range(times)]
+        return [await dispatcher.run(Call("chat", {"message": "hi", **arguments})) for _ in range(times)]
     finally:
-        await calls.close()
+        await dispatcher.close()
 
 
 def text(result: dict[str, Any]) -> str:
@@ -246,22 +248,24 @@ async def test_what_comes_without_a_question_answers_none(unasked: bytes, *, apa
             sent.set()
 
     listener = Listener(handle)
-    calls = Calls(Settings(engines=(Engine("m", listener.url),), max_retries=0, cache=CacheSettings(entries=0)))
+    dispatcher = Dispatcher(
+        Settings(engines=(Engine("m", listener.url),), max_retries=0, cache=CacheSettings(entries=0))
+    )
     try:
         for question in ("first", "second", "third"):
             sent.clear()
-            assert text(await calls.run(Call("chat", {"message": question}))) == question
+            assert text(await dispatcher.run(Call("chat", {"message": question}))) == question
             assert sent.wait(10)
             if is_read:
                 await asyncio.sleep(0.01)
     finally:
-        await calls.close()
+        await dispatcher.close()
         listener.close()
     assert questions == ["first", "second", "third"]
 
 
 async def test_what_comes_without_end_after_an_answer_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("local_llm_bridge.engine._KEPT_S", 1.0)
+    monkeypatch.setattr("local_llm_bridge.models.engine._KEPT_S", 1.0)
     more = answer("200 OK", "text/plain", "x" * 2**16).replace(b"close", b"keep-alive")
     sent = 0
     gone = threading.Event()
@@ -278,12 +282,12 @@ async def test_what_comes_without_end_after_an_answer_is_not_read(monkeypatch: p
             gone.set()
 
     listener = Listener(handle)
-    calls = Calls(Settings(engines=(Engine("m", listener.url),), max_retries=0))
+    dispatcher = Dispatcher(Settings(engines=(Engine("m", listener.url),), max_retries=0))
     try:
-        await calls.run(Call("chat", {"message": "hi"}))
+        await dispatcher.run(Call("chat", {"message": "hi"}))
         assert await asyncio.to_thread(gone.wait, 20)
     finally:
-        await calls.close()
+        await dispatcher.close()
         listener.close()
     assert sent < 2**25, "what fits into the buffers of the two sockets, and no more"
 
@@ -314,11 +318,11 @@ async def test_a_real_engine_can_be_asked_again_and_again_without_a_pause(engine
     settings = Settings(
         engines=(Engine(MODEL, engine, api_key=ENGINE_KEY),), max_retries=0, cache=CacheSettings(entries=0)
     )
-    calls = Calls(settings)
+    dispatcher = Dispatcher(settings)
     try:
-        results = [await calls.run(Call("chat", {"message": "ping"})) for _ in range(12)]
+        results = [await dispatcher.run(Call("chat", {"message": "ping"})) for _ in range(12)]
     finally:
-        await calls.close()
+        await dispatcher.close()
     assert [text(result) for result in results] == ["pong"] * 12
 
 

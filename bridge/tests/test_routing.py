@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from local_llm_bridge.config import Engine
-from local_llm_bridge.router import GUIDE_RULES, Router, Rule
+from local_llm_bridge.models.router import Router
+from local_llm_bridge.rules import GUIDE_RULES, Rule
 from tests.services import FakeEngine, answer, events, free_port, piece, request_of, serving, text_of
 
 if TYPE_CHECKING:

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from local_llm_bridge import sandbox, sandbox_runner, seccomp
 from local_llm_bridge.config import ExecutePython
 from local_llm_bridge.errors import BadArgumentsError, ConfigError, SandboxError
+from local_llm_bridge.sandbox import runner, sandbox, seccomp
 from tests import escapes
 from tests.services import TOKEN, Bridge, serving, wait_for
 
@@ -167,8 +167,8 @@ async def test_a_cancelled_call_ends_the_code_at_once(box: sandbox.Sandbox) -> N
 
 async def test_code_that_is_too_long_is_refused(box: sandbox.Sandbox) -> None:
     with pytest.raises(BadArgumentsError, match="at most 1,048,576"):
-        await box.run("#" * (sandbox_runner.MAX_CODE + 1))
-    assert (await box.run("#" * sandbox_runner.MAX_CODE)).exit_code == 0
+        await box.run("#" * (runner.MAX_CODE + 1))
+    assert (await box.run("#" * runner.MAX_CODE)).exit_code == 0
 
 
 @pytest.mark.usefixtures("targets")

@@ -13,8 +13,8 @@ import pytest
 
 from local_llm_bridge import tokens
 from local_llm_bridge.errors import RefusedFileError
-from local_llm_bridge.files import MOST_BYTES, read_files
-from local_llm_bridge.secret_files import find_secret
+from local_llm_bridge.tools.files import MOST_BYTES, read_files
+from local_llm_bridge.tools.secret_files import find_secret
 from tests.test_files import refusal, write
 
 CHANCE = random.Random(8)

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from local_llm_bridge import limits
 from local_llm_bridge.errors import QueueFullError, RateLimitError
-from local_llm_bridge.limits import AtOnce, Rate, Slots
+from local_llm_bridge.models import limits
+from local_llm_bridge.models.limits import AtOnce, Rate, Slots
 from tests.services import MODEL, FakeEngine, events, piece, records, request_of, serving, text_of, wait_for
 
 if TYPE_CHECKING:

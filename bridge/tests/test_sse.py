@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from local_llm_bridge.sse import LONGEST_EVENT, EventReader
+from local_llm_bridge.models.sse import LONGEST_EVENT, EventReader
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from local_llm_bridge.stdio import LONGEST_LINE
+from local_llm_bridge.server.stdio import LONGEST_LINE
 from tests.services import MODEL, PROGRAM, FakeEngine, events, piece, piped, records
 from tests.test_tools import TOOLS
 

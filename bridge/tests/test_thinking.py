@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from local_llm_bridge import config
-from local_llm_bridge.answer import Answer
-from local_llm_bridge.calls import Call
 from local_llm_bridge.errors import ConfigError
-from local_llm_bridge.thoughts import split
+from local_llm_bridge.models.answer import Answer
+from local_llm_bridge.models.thoughts import split
+from local_llm_bridge.server.dispatch import Call
 from local_llm_bridge.tools import Toolbox
 from tests.services import FakeEngine, ScriptedEngine, asked, delta, events, piece, usage, wire_texts
 

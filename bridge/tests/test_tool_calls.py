@@ -9,8 +9,8 @@ import httpx2
 import pytest
 import yaml
 
-from local_llm_bridge.calls import Call
-from local_llm_bridge.tool_calls import MOST_CALLS, ToolCalls, TooManyCallsError
+from local_llm_bridge.models.tool_calls import MOST_CALLS, ToolCalls, TooManyCallsError
+from local_llm_bridge.server.dispatch import Call
 from tests.services import ENGINE_KEY, FakeEngine, ScriptedEngine, asked, delta, events, piece, wire_texts
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from local_llm_bridge.calls import Calls
 from local_llm_bridge.config import Engine, Settings
+from local_llm_bridge.server.dispatch import Dispatcher
 from tests.services import MODEL, Bridge, FakeEngine, events, piece, stdio, text_of, texts_of
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ async def test_all_schemas_together_cost_little_context() -> None:
 
 
 async def test_the_server_names_its_models_when_there_is_a_choice(bridge: Bridge, engine: str) -> None:
-    several = Calls(Settings(engines=(Engine("coder", engine), Engine("general", engine))))
+    several = Dispatcher(Settings(engines=(Engine("coder", engine), Engine("general", engine))))
     assert "Models: coder, general; unless one is named" in several.instructions
     async with bridge.client() as client:
         assert "Models:" not in (client.instructions or "")

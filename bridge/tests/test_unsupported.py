@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from local_llm_bridge import unsupported
-from local_llm_bridge.calls import Call, Calls
 from local_llm_bridge.config import CacheSettings, Engine, Settings
+from local_llm_bridge.models import unsupported
+from local_llm_bridge.server.dispatch import Call, Dispatcher
 from tests.services import FakeEngine, answer, asked, events, piece, request_of, wire_texts
 
 if TYPE_CHECKING:
@@ -219,16 +219,16 @@ async def test_it_is_forgotten_after_a_time(monkeypatch: pytest.MonkeyPatch) -> 
 async def test_it_is_forgotten_where_another_engine_is_at_the_address() -> None:
     engine = Picky(max_tokens=OTHER_NAME)
     with engine.running() as url:
-        calls = Calls(Settings(engines=(Engine("m", url),), max_retries=0, cache=CacheSettings(entries=0)))
+        dispatcher = Dispatcher(Settings(engines=(Engine("m", url),), max_retries=0, cache=CacheSettings(entries=0)))
         try:
-            await calls.run(hi())
+            await dispatcher.run(hi())
             del engine._refusals["max_tokens"]  # noqa: SLF001 - another engine is started
             engine._refusals["max_completion_tokens"] = "max_completion_tokens: Extra inputs are not permitted"  # noqa: SLF001
-            assert wire_texts(await calls.run(hi())) == ["hello"]
-            assert wire_texts(await calls.run(hi())) == ["hello"]
+            assert wire_texts(await dispatcher.run(hi())) == ["hello"]
+            assert wire_texts(await dispatcher.run(hi())) == ["hello"]
             assert len(list(filter(None, engine.requests))) == 5  # besides the list of models
         finally:
-            await calls.close()
+            await dispatcher.close()
 
 
 async def test_it_is_forgotten_when_the_list_of_models_changes() -> None:
@@ -248,18 +248,18 @@ async def test_it_is_forgotten_when_the_list_of_models_changes() -> None:
 
     engine = Changing(temperature=OPENAI.format("temperature"))
     with engine.running() as url:
-        calls = Calls(Settings(engines=(Engine("m", url),), max_retries=0, cache=CacheSettings(entries=0)))
-        backend = calls.backend
+        dispatcher = Dispatcher(Settings(engines=(Engine("m", url),), max_retries=0, cache=CacheSettings(entries=0)))
+        backend = dispatcher.backend
         try:
             await backend.readiness()
             for models, requests in ((("m",), 2), (("m",), 3), (("m", "n"), 5), (("m", "n"), 6)):
                 engine.models = models
                 backend._probed_at = time.monotonic() - 60  # noqa: SLF001 - as if it had been a while ago
                 await backend.readiness()
-                await calls.run(hi())
+                await dispatcher.run(hi())
                 assert len(engine.requests) == requests
         finally:
-            await calls.close()
+            await dispatcher.close()
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from local_llm_bridge.answer import Answer
-from local_llm_bridge.calls import Call
+from local_llm_bridge.models.answer import Answer
+from local_llm_bridge.server.dispatch import Call
 from tests.services import (
     FakeEngine,
     asked,

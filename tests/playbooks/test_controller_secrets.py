@@ -16,7 +16,7 @@ import controller_secrets as secrets
 import pytest
 
 PROJECT = Path(__file__).resolve().parents[2]
-CERTIFICATE = "/etc/local-llm-gateway/door.pem"
+CERTIFICATE = "/etc/local-llm-gateway/gateway.pem"
 MAP = "/etc/local-llm-gateway/developers.map"
 
 
@@ -35,7 +35,7 @@ def make_ca(folder: Path, name: str = "CA of llm.test") -> Path:
 
 def sign(ca: Path, folder: Path) -> bytes:
     """The certificate of a gateway."""
-    key, request, pem = folder / "door.key", folder / "door.csr", folder / "door.pem"
+    key, request, pem = folder / "gateway.key", folder / "gateway.csr", folder / "gateway.pem"
     curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
     openssl("req", *curve, "-nodes", "-keyout", key, "-out", request, "-subj", "/CN=llm.test")
     extensions = folder / "extensions"

@@ -161,7 +161,7 @@ def test_names_are_those_of_the_bridge(folder: Path, name: str) -> None:
     assert not folder.parent.exists()
 
 
-def test_the_rule_for_names_is_the_bridges_and_the_doors() -> None:
+def test_the_rule_for_names_is_the_bridges_and_the_gateways() -> None:
     for file, pattern in (
         ("bridge/src/local_llm_bridge/config.py", 'DEVELOPER_NAME = r"\\^(.+)\\$"'),
         ("roles/gateway/library/gateway_preflight.py", 'DEVELOPER = r"(.+)"'),
@@ -273,7 +273,7 @@ def test_many_at_once_lose_nothing(folder: Path) -> None:
     assert digest(kept["token"]) not in digests
 
 
-# --- the playbook, on the controller alone: what the door does with it is in molecule/gateway ---
+# --- the playbook, on the controller alone: what the gateway does with it is in molecule/gateway ---
 
 
 @pytest.fixture
@@ -291,7 +291,7 @@ def play(inventory: Path, *options: str, **environment: str) -> tuple[int, str]:
     """Run the playbook; gives its exit code, and its words with single blanks between them."""
     program = str(Path(sys.executable).with_name("ansible-playbook"))
     # There is no gateway to ask for its developers; test_controller_secrets.py has what comes of that.
-    fleet = {"fleet_doors": ["gateway1"], "fleet_secrets_checked": True}
+    fleet = {"fleet_gateways": ["gateway1"], "fleet_secrets_checked": True}
     command = [program, "-i", str(inventory), str(PLAYBOOK), "-e", json.dumps(fleet)]
     done = subprocess.run(
         [*command, *(word for option in options for word in ("-e", option))],

@@ -28,7 +28,7 @@ def run(*argv: str | Path, **environment: str) -> subprocess.CompletedProcess[st
 
 
 def shown(inventory: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """What a door is told to send to the engines."""
+    """What a gateway is told to send to the engines."""
     argv = ["ansible", f"--inventory={inventory}", "--playbook-dir=playbooks", "--connection=local", "gateways"]
     return run(*argv, "--module-name=debug", "--args=msg={{ gateway_engine_key }}", "--one-line", **environment)
 
@@ -48,7 +48,9 @@ def test_a_vault_is_opened_by_the_password_of_a_command(tmp_path: Path) -> None:
     done = shown(inventory, **opens, **command)
     assert json.loads(done.stdout.partition("=> ")[2])["msg"] == KEY, done.stderr
 
-    assert shown(inventory, **opens, LOCAL_LLM_VAULT_COMMAND="echo another-password").returncode != 0
+    wrong = shown(inventory, **opens, LOCAL_LLM_VAULT_COMMAND="echo another-password")
+    assert wrong.returncode != 0
+    assert "Decryption failed" in wrong.stderr
     missing = shown(inventory, **opens)
     assert missing.returncode != 0
     assert "LOCAL_LLM_VAULT_COMMAND: is not set" in missing.stderr
@@ -80,10 +82,10 @@ def test_secrets_are_not_replaced_on_a_part_of_the_fleet(tmp_path: Path, playboo
 
 def test_a_fleet_without_a_private_ca_gets_no_other(tmp_path: Path) -> None:
     inventory = tmp_path / "hosts.json"
-    door = {"hosts": {"gateway1": {"ansible_connection": "local"}}, "vars": {"gateway_tls": "acme"}}
+    gateway = {"hosts": {"gateway1": {"ansible_connection": "local"}}, "vars": {"gateway_tls": "acme"}}
     local = {"ansible_become": False, "ansible_python_interpreter": sys.executable}
     fleet = {"fleet_secrets": str(tmp_path), "fleet_developers": [], **local}
-    inventory.write_text(json.dumps({"gateways": door, "all": {"vars": fleet}}))
+    inventory.write_text(json.dumps({"gateways": gateway, "all": {"vars": fleet}}))
     done = run("ansible-playbook", f"--inventory={inventory}", "playbooks/rotate_ca.yml", "--extra-vars=new=ca")
     assert done.returncode != 0
     assert "Found: new=ca, gateway_tls acme, 0 certificates of the CA." in " ".join(done.stdout.split())

@@ -16,7 +16,7 @@ SERVER = {"name": "model1", "address": "10.0.0.5:8000"}
 MODEL = {"name": "qwen2-tiny", "servers": [SERVER]}
 
 
-def test_a_sound_door_has_no_problems() -> None:
+def test_a_sound_gateway_has_no_problems() -> None:
     assert not list(preflight.target_problems([MODEL], [{"name": "gateway1", "address": "gateway1.example.com:8080"}]))
     assert not list(preflight.target_problems([MODEL | {"servers": [{"name": "v6", "address": "[fd00::1]:8000"}]}], []))
     assert not list(preflight.caller_problems([{"name": "alice", "token_sha256": DIGEST}], {"key": "k" * 20}))
@@ -25,7 +25,7 @@ def test_a_sound_door_has_no_problems() -> None:
 @pytest.mark.parametrize(
     ("models", "words"),
     [
-        ([], "nothing behind the door"),
+        ([], "nothing is behind the gateway"),
         ([MODEL, MODEL], "qwen2-tiny is there more than once"),
         ([MODEL | {"name": "a b"}], "name 'a b'"),
         ([MODEL | {"servers": []}], "qwen2-tiny has no servers"),
@@ -70,7 +70,7 @@ def taken() -> Iterator[int]:
 
 
 def test_a_port_that_somebody_has_is_refused(taken: int) -> None:
-    ports = {"gateway_port": taken, "gateway_inside_port": 1}
+    ports = {"gateway_port": taken, "gateway_internal_port": 1}
     (problem,) = preflight.place_problems("127.0.0.1", ports, "local-llm-gateway.service", "ss")
     assert f"gateway_port: port {taken} on 127.0.0.1 is taken by" in problem
     assert f"pid {os.getpid()}" in problem
@@ -81,8 +81,8 @@ def test_a_port_that_somebody_has_is_refused(taken: int) -> None:
     [
         ("here", {}, "gateway_address is 'here'"),
         ("192.0.2.1", {}, "which this host does not have"),
-        ("127.0.0.1", {"gateway_port": 0, "gateway_inside_port": 1}, "gateway_port is 0"),
-        ("127.0.0.1", {"gateway_port": 1, "gateway_inside_port": 1}, "are the same port"),
+        ("127.0.0.1", {"gateway_port": 0, "gateway_internal_port": 1}, "gateway_port is 0"),
+        ("127.0.0.1", {"gateway_port": 1, "gateway_internal_port": 1}, "are the same port"),
         (
             "127.0.0.1",
             {"gateway_port": 80, preflight.ACME: 80},
@@ -126,7 +126,7 @@ def test_peers_that_cannot_be_are_refused(peers: list[dict[str, Any]], words: st
 
 
 def test_texts_that_are_no_pem_are_refused() -> None:
-    certificate, key = preflight.certificate_problems("/etc/ssl/door.pem", "secret-words")
+    certificate, key = preflight.certificate_problems("/etc/ssl/gateway.pem", "secret-words")
     assert "gateway_certificate has no PEM certificate" in certificate
     assert "gateway_private_key has no PEM private key" in key
     assert "secret-words" not in key

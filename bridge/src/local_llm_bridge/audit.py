@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from local_llm_bridge.answer import Completion
+    from local_llm_bridge.models.answer import Completion
 
 log = logging.getLogger(__name__)
 
-NOBODY = "-"
+ANONYMOUS = "-"
 """Stands for what there is not: a developer (stdio has one user), a model, an address."""
 _MOST_CONTENT = 80_000
 """Bytes of JSON that what was asked may take, and what was answered: together they fit into one message to the journal.
@@ -30,7 +30,7 @@ _DEEPEST = 20
 _EXACT = 2**53
 """Numbers up to this are the same in all programs that read JSON."""
 _SYSLOG = b"<134>local-llm-audit: "
-"""Facility local0, priority info, and the name under which the door writes, too."""
+"""Facility local0, priority info, and the name under which the gateway writes, too."""
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,13 @@ class Caller:
 
     Args:
         developer: their name.
-        client: address from which the request came; behind a door, the door's.
-        request_id: by which the door's record of the same request is found.
+        client: address from which the request came; behind a gateway, the gateway's.
+        request_id: by which the gateway's record of the same request is found.
     """
 
-    developer: str = NOBODY
-    client: str = NOBODY
-    request_id: str = NOBODY
+    developer: str = ANONYMOUS
+    client: str = ANONYMOUS
+    request_id: str = ANONYMOUS
 
 
 UNKNOWN = Caller()
@@ -113,7 +113,7 @@ class Log:
             what: was asked for.
             status: HTTP's, of the answer.
         """
-        self._add(caller, {"what": what, "model": NOBODY, "outcome": "refused", "status": status})
+        self._add(caller, {"what": what, "model": ANONYMOUS, "outcome": "refused", "status": status})
 
     def _add(self, caller: Caller, entry: dict[str, Any]) -> None:
         now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -20,25 +20,25 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 NAME_HEADER = "x-local-llm-developer"
-"""By this a door in front of the bridge says whose request it sends on, once it has checked that developer's token."""
-_DOOR = ""  # stands among the names for whoever holds the door's key
+"""In this header a gateway in front of the bridge names the developer whose token it has checked."""
+_GATEWAY = ""  # stands among the names for whoever holds the gateway's key
 
 
-class Directory:
+class Authenticator:
     """The developers who may call: those of the settings, and those of a file that may change at any time.
 
     Args:
         developers: those of the settings.
         tokens_file: the others are in; None: there are no others. While the file is wrong, those who were in it before
             may call.
-        door_keys: SHA-256 of each key by which a door in front is known; none: there is no door.
+        gateway_keys: SHA-256 of each key by which a gateway in front is known; none: there is no gateway.
     """
 
     def __init__(
-        self, developers: Sequence[Developer], tokens_file: Path | None, door_keys: Sequence[str] = ()
+        self, developers: Sequence[Developer], tokens_file: Path | None, gateway_keys: Sequence[str] = ()
     ) -> None:
         self._fixed = {developer.token_sha256: developer.name for developer in developers}
-        self._fixed.update(dict.fromkeys(door_keys, _DOOR))
+        self._fixed.update(dict.fromkeys(gateway_keys, _GATEWAY))
         self._names = self._fixed
         self._file = tokens_file
         self._state: tuple[int, ...] = ()
@@ -47,11 +47,11 @@ class Directory:
     def developer_of(self, authorization: str | None, named: str | None = None) -> str | None:
         """Return whose request this is: the developer's name; None: the token is not known.
 
-        With the door's key it is the developer whom the door names; empty if it names none as it should.
+        With the gateway's key it is the developer whom the gateway names; empty if it names none as it should.
 
         Args:
             authorization: value of the Authorization header, None when there is none.
-            named: that of NAME_HEADER, which says nothing unless it comes from the door.
+            named: that of NAME_HEADER, which says nothing unless it comes from the gateway.
         """
         scheme, _, token = (authorization or "").partition(" ")
         if scheme.lower() != "bearer":
@@ -60,7 +60,7 @@ class Directory:
         # How long this takes says nothing about any token: a dictionary looks at digests through a keyed hash, whose
         # key is this process's own.
         name = self._names.get(hashlib.sha256(token.strip().encode()).hexdigest())
-        if name != _DOOR:
+        if name != _GATEWAY:
             return name
         return named if named and re.fullmatch(DEVELOPER_NAME, named) else ""
 

@@ -87,7 +87,7 @@ def _stdio(file: Path | None = None) -> int:
     logs.configure(waits=False)
     import uvloop  # noqa: PLC0415
 
-    from local_llm_bridge import stdio  # noqa: PLC0415
+    from local_llm_bridge.server import stdio  # noqa: PLC0415
 
     _collect_rarely()
     uvloop.run(stdio.run(settings))
@@ -240,7 +240,7 @@ def _serve(arguments: argparse.Namespace) -> int:
 
     settings = config.from_file(arguments.config)
     logs.configure()
-    from local_llm_bridge import http  # noqa: PLC0415
+    from local_llm_bridge.server import http  # noqa: PLC0415
 
     _collect_rarely()
     http.serve(settings)
@@ -272,15 +272,15 @@ def _doctor(arguments: argparse.Namespace) -> int:
 def _ask(arguments: argparse.Namespace) -> int:
     import asyncio  # noqa: PLC0415
 
-    from local_llm_bridge.calls import Call, Calls, Wire  # noqa: PLC0415
     from local_llm_bridge.errors import BadArgumentsError  # noqa: PLC0415
+    from local_llm_bridge.server.dispatch import Call, Dispatcher, Wire  # noqa: PLC0415
 
     standard_streams.require(1)
     text = standard_streams.read_text() if arguments.text == "-" else standard_streams.argument(arguments.text)
 
     async def ask() -> Wire:
-        calls = Calls(_settings(arguments.config))
-        tool = calls.tools.find(standard_streams.argument(arguments.tool))
+        dispatcher = Dispatcher(_settings(arguments.config))
+        tool = dispatcher.tools.find(standard_streams.argument(arguments.tool))
         required = tool.schema.get("required") or [*tool.schema["properties"]]
         into = tool.files_into or next(iter(required), None)
         if into is None:
@@ -288,9 +288,9 @@ def _ask(arguments: argparse.Namespace) -> int:
         given = {into: text, "model": arguments.model, "system": arguments.system}
         told = {key: standard_streams.argument(value) for key, value in given.items() if value is not None}
         try:
-            return await calls.run(Call(tool.name, told))
+            return await dispatcher.run(Call(tool.name, told))
         finally:
-            await calls.close()
+            await dispatcher.close()
 
     result = asyncio.run(ask())
     failed: bool = result["isError"]

@@ -28,7 +28,7 @@ from pydantic import (
 from local_llm_bridge import proxy
 from local_llm_bridge.errors import ConfigError
 from local_llm_bridge.patterns import matcher
-from local_llm_bridge.router import GUIDE_RULES, Rule
+from local_llm_bridge.rules import GUIDE_RULES, Rule
 from local_llm_bridge.texts import kind as kind_of
 from local_llm_bridge.texts import printable, shown
 
@@ -291,8 +291,8 @@ class _File(_Shared):
     allowed_hosts: list[Annotated[str, AfterValidator(_host_header)]] = []
     developers: list[Developer]
     tokens_file: str | None = Field(default=None, pattern="^/")
-    door_key_sha256: Annotated[str, AfterValidator(_token_digest)] | None = None
-    former_door_keys_sha256: list[Annotated[str, AfterValidator(_token_digest)]] = []
+    gateway_key_sha256: Annotated[str, AfterValidator(_token_digest)] | None = None
+    former_gateway_keys_sha256: list[Annotated[str, AfterValidator(_token_digest)]] = []
     requests_per_minute: int = Field(default=DEFAULT_REQUESTS_PER_MINUTE, ge=0, le=1_000_000)
 
 
@@ -317,8 +317,8 @@ class ServeSettings(Settings):
     developers: tuple[Developer, ...] = ()
     tokens_file: Path | None = None
     """Further developers, whom the command `token` enters and removes; read again when it changes."""
-    door_keys: tuple[str, ...] = ()
-    """SHA-256 of the keys of a door in front, which says whose requests it sends on; none: there is no door."""
+    gateway_keys: tuple[str, ...] = ()
+    """SHA-256 of the keys of a gateway in front, which says whose requests it sends on; none: there is no gateway."""
 
 
 def from_file(path: Path, *, read_keys: bool = True) -> ServeSettings:
@@ -336,10 +336,12 @@ def from_file(path: Path, *, read_keys: bool = True) -> ServeSettings:
         raise ConfigError(f"{path}: developers: name: found {double!r} more than once; each must be unique")
     if _doubles(developer.token_sha256 for developer in file.developers):
         raise ConfigError(f"{path}: developers: token_sha256: two developers have the same token; give each their own")
-    door_keys = [file.door_key_sha256] if file.door_key_sha256 else []
-    door_keys += file.former_door_keys_sha256
-    if {developer.token_sha256 for developer in file.developers} & set(door_keys):
-        raise ConfigError(f"{path}: door_key_sha256: a developer has it as token_sha256; give the door its own key")
+    gateway_keys = [file.gateway_key_sha256] if file.gateway_key_sha256 else []
+    gateway_keys += file.former_gateway_keys_sha256
+    if {developer.token_sha256 for developer in file.developers} & set(gateway_keys):
+        raise ConfigError(
+            f"{path}: gateway_key_sha256: a developer has it as token_sha256; give the gateway its own key"
+        )
     return ServeSettings(
         **_shared(path, file, read_keys=read_keys),
         requests_per_minute=file.requests_per_minute,
@@ -347,7 +349,7 @@ def from_file(path: Path, *, read_keys: bool = True) -> ServeSettings:
         allowed_hosts=tuple(file.allowed_hosts),
         developers=tuple(file.developers),
         tokens_file=Path(file.tokens_file) if file.tokens_file else None,
-        door_keys=tuple(door_keys),
+        gateway_keys=tuple(gateway_keys),
     )
 
 

@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 from local_llm_bridge import claude_code, config
 from local_llm_bridge.audit import UNKNOWN
-from local_llm_bridge.backend import Backend, Request
-from local_llm_bridge.engine import EngineClient
 from local_llm_bridge.errors import (
     CallError,
     ConfigError,
@@ -27,14 +25,16 @@ from local_llm_bridge.errors import (
     EngineMissingError,
     OnlyThoughtsError,
 )
-from local_llm_bridge.router import same_name
+from local_llm_bridge.models.backend import Backend, Request
+from local_llm_bridge.models.engine import EngineClient
+from local_llm_bridge.models.router import same_name
 from local_llm_bridge.tools import Toolbox
 from local_llm_bridge.tools.tool import Context
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 
-    from local_llm_bridge.answer import Completion
+    from local_llm_bridge.models.answer import Completion
 
 _LONGEST_S = 60.0
 """How long one request may take, in seconds."""

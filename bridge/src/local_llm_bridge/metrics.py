@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from local_llm_bridge.audit import Record
-    from local_llm_bridge.backend import Backend
+    from local_llm_bridge.models.backend import Backend
 
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 

@@ -11,7 +11,7 @@ import math
 import re
 from typing import Any
 
-from pydantic_core import from_json
+from pydantic_core import PydanticSerializationError, from_json, to_json
 
 _LONGEST_JSON = 2**18
 """Longest text that is looked into for a list or an object, in characters."""
@@ -156,3 +156,13 @@ def _json(text: str) -> object:
         return from_json(found, allow_inf_nan=False) if isinstance(found, str) else found
     except ValueError:
         return None
+
+
+def unsendable(value: object) -> str:
+    """Return why a value cannot go on as JSON; empty: it can."""
+    try:
+        to_json(value)
+    except PydanticSerializationError as error:
+        is_text = "surrogates not allowed" in str(error)
+        return "half of a surrogate pair, which is not valid Unicode" if is_text else "nested deeper than 255 levels"
+    return ""

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
-from local_llm_bridge import config, door, express, http, logs, sdk
+from local_llm_bridge import config, logs
+from local_llm_bridge.server import app, fast_path, http, sdk
 from tests.conformance import fixtures
 from tests.services import TOKEN
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from mcp.server.lowlevel import Server
     from starlette.types import ASGIApp, Receive, Scope, Send
 
-    from local_llm_bridge.calls import Calls, Wire
+    from local_llm_bridge.server.dispatch import Dispatcher, Wire
 
 
 class AddsToken:
@@ -37,30 +38,30 @@ class AddsToken:
 
 def serve(settings: config.ServeSettings) -> None:
     """Serve until SIGTERM: the one place that knows how production is put together."""
-    create_server, make_door, answer = sdk.create_server, door.Door, express.Express.answer
+    create_server, make_app, answer = sdk.create_server, app.App, fast_path.FastPath.answer
 
-    def with_fixtures(calls: Calls) -> tuple[Server[Any], Callable[[], None]]:
-        server, end_listening = create_server(calls)
-        fixtures.add_to(server, calls)
+    def with_fixtures(dispatcher: Dispatcher) -> tuple[Server[Any], Callable[[], None]]:
+        server, end_listening = create_server(dispatcher)
+        fixtures.add_to(server, dispatcher)
         return server, end_listening
 
     def with_token(*args: Any) -> AddsToken:  # noqa: ANN401 - whatever production gives
-        return AddsToken(make_door(*args))
+        return AddsToken(make_app(*args))
 
-    # The quick lane stays, but for two things: it says what the fixtures add, and leaves their calls to the SDK's lane.
+    # The fast path stays, but for two things: it says what the fixtures add, and leaves their calls to the SDK.
 
-    def with_capabilities(quick: express.Express, request: express.Everyday) -> Wire:
-        reply = answer(quick, request)
+    def with_capabilities(path: fast_path.FastPath, request: fast_path.FastPathRequest) -> Wire:
+        reply = answer(path, request)
         if "capabilities" in reply["result"]:
             reply["result"]["capabilities"] |= fixtures.CAPABILITIES
         return reply
 
-    fitting = express._METHODS  # noqa: SLF001 - what decides whose a message is
+    fitting = fast_path._METHODS  # noqa: SLF001 - what decides whose a message is
     own_calls = {key: _without_fixtures(fits) for key, fits in fitting.items() if key[0] == "tools/call"}
     with (
         patch.object(sdk, "create_server", with_fixtures),
-        patch.object(http, "Door", with_token),
-        patch.object(express.Express, "answer", with_capabilities),
+        patch.object(http, "App", with_token),
+        patch.object(fast_path.FastPath, "answer", with_capabilities),
         patch.dict(fitting, own_calls),
     ):
         http.serve(settings)

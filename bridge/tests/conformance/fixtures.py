@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mcp.server.context import HandlerResult, ServerRequestContext
     from mcp.server.lowlevel import Server
 
-    from local_llm_bridge.calls import Calls
+    from local_llm_bridge.server.dispatch import Dispatcher
 
     CallResult = types.CallToolResult | types.InputRequiredResult
     Call = Callable[[ServerRequestContext[Any], types.CallToolRequestParams], Awaitable[CallResult]]
@@ -382,18 +382,18 @@ async def _complete(_context: ServerRequestContext[Any], _params: types.Complete
     return types.CompleteResult(completion=types.Completion(values=["paris", "park"], total=2, has_more=False))
 
 
-def add_to(server: Server[Any], calls: Calls) -> None:
+def add_to(server: Server[Any], dispatcher: Dispatcher) -> None:
     """Add the fixtures to a server, which keeps its own tools.
 
     Args:
         server: the bridge's.
-        calls: list its tools and announce their changes.
+        dispatcher: list its tools and announce their changes.
     """
     calling, listening = _handler(server, "tools/call"), _handler(server, "subscriptions/listen")
     assert isinstance(listening, ListenHandler)
 
     async def announce_tools() -> None:
-        for tell in calls.on_new_tools:
+        for tell in dispatcher.on_new_tools:
             await tell()
 
     async def announce_prompts() -> None:
@@ -404,7 +404,7 @@ def add_to(server: Server[Any], calls: Calls) -> None:
         "test_trigger_tool_change": _announcing(announce_tools),
         "test_trigger_prompt_change": _announcing(announce_prompts),
     }
-    calls.tools.listing += [
+    dispatcher.tools.listing += [
         {"name": name, "description": "Made for the suite.", "inputSchema": _SCHEMAS.get(name, {"type": "object"})}
         for name in sorted(TOOLS)
     ]

@@ -8,7 +8,7 @@ from typing import Any
 from testinfra.host import Host
 
 
-def test_door_and_bridge_still_write_them(
+def test_gateway_and_bridge_still_write_them(
     host: Host, ask: Callable[..., int], records: Callable[..., list[dict[str, Any]]]
 ) -> None:
     before = len(records(host))

@@ -1,4 +1,4 @@
-"""A request's records, of the door and of the bridge, are found together, kept for a set time, and sent to syslog."""
+"""A request's records, of gateway and bridge, are found together, kept for a set time, and sent to syslog."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ Records = Callable[..., list[dict[str, Any]]]
 Play = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def test_the_doors_and_the_bridges_record_of_a_request_are_found_together(
+def test_the_gateways_and_the_bridges_record_of_a_request_are_found_together(
     host: Host, ask: Callable[..., int], records: Records
 ) -> None:
     since = host.check_output("date '+%F %T.%6N'")
     assert ask(host, TEXT, **{"X-Request-ID": "mine"}) == 200
     assert ask(host, TEXT, NOBODYS) == 401
     found = {(record["source"], record["outcome"]): record for record in records(host, since, count=3)}
-    way, call, refused = found["door", "ok"], found["bridge", "ok"], found["door", "refused"]
+    way, call, refused = found["gateway", "ok"], found["bridge", "ok"], found["gateway", "refused"]
     common = {"time", "source", "request_id", "developer", "client", "what", "model", "outcome", "duration_ms"}
     assert all(common <= record.keys() for record in (way, call, refused))
     assert way["request_id"] == call["request_id"] not in ("mine", refused["request_id"])
@@ -59,7 +59,7 @@ def test_records_reach_a_server_of_syslog_over_tls(host: Host, guest: Guest, rec
         return {(record["request_id"], record["source"]) for record in sent}
 
     until(lambda: written <= received())
-    assert {source for _, source in written} == {"door", "bridge"}
+    assert {source for _, source in written} == {"gateway", "bridge"}
 
 
 @pytest.mark.parametrize(

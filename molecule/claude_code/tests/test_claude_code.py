@@ -1,6 +1,6 @@
 """Developers' Claude Code after the role: it uses the local model, or runs on it, and their own files are theirs.
 
-debian13 has the tiny model, the bridge and a stand-in of the door (templates/haproxy.cfg.j2) for both guests.
+debian13 has the tiny model, the bridge and a stand-in of the gateway (templates/haproxy.cfg.j2) for both guests.
 """
 
 from __future__ import annotations

@@ -277,7 +277,7 @@ def test_a_run_that_was_broken_off_is_undone_by_the_next(guest: Guest, over_ssh:
     argv = ["ansible", f"--inventory={INVENTORIES[0]}", "debian12", "--module-name=firewall_table"]
     argv += [f"--module-path={PROJECT / 'roles/firewall/library'}"]
     argv += [f"--args={json.dumps({'state': 'tried', 'rules': rules, 'rollback_s': 600})}"]
-    shared = {"ANSIBLE_MODULE_UTILS": str(PROJECT / "roles/lockout/module_utils")}
+    shared = {"ANSIBLE_MODULE_UTILS": str(PROJECT / "roles/commit_confirm/module_utils")}
     subprocess.run(argv, cwd=PROJECT, env=os.environ | shared, check=True)
     assert "broken off" in guest("debian12").check_output(TABLE)
     assert guest("debian12").service("local-llm-firewall-rollback.timer").is_running
@@ -301,8 +301,8 @@ def test_the_first_rules_cut_nothing_off_that_they_let_in(guest: Guest, play: Pl
         done = over_ssh()
         assert done.returncode == 0, done.stdout
         read = reader.file("/run/read").size
-        time.sleep(2)
-        assert reader.file("/run/read").size > read > 0
+        assert read > 0
+        until(lambda: reader.file("/run/read").size > read)
     finally:
         sender.run("systemctl stop sender")
         reader.run("systemctl stop reader")

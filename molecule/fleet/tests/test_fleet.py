@@ -25,28 +25,28 @@ QUICKSORT = "Write a quicksort function in Python."
 INVENTORIES = [PROJECT / "inventories/demo", PROJECT / "molecule/fleet/inventory"]
 ENGINE = "llama-cpp@qwen2-tiny"
 BRIDGE = "local-llm-bridge"
-DOOR = "local-llm-gateway"
+GATEWAY = "local-llm-gateway"
 CA = "/home/alice/.config/local-llm-fleet/local-llm-ca.pem"
 INSIDE = "http://127.0.0.1:8081/qwen2-tiny/v1/models"
 MODEL_HOSTS = ("model1", "model2")
 GATEWAYS = ("gateway1", "gateway2")
-# Asks the door again and again, until it is told that this is enough; the longest time without an answer, in seconds.
+# Asks the gateway again and again, until it is told to stop; prints the longest time without an answer, in seconds.
 WATCH = f"""
 import http.client, pathlib, ssl, time
 token = pathlib.Path("/home/alice/.config/local-llm-fleet/local-llm.token").read_text().strip()
 last = time.monotonic()
 longest = 0.0
 while not pathlib.Path("/run/enough").exists():
-    door = http.client.HTTPSConnection("llm.test", timeout=0.5, context=ssl.create_default_context(cafile="{CA}"))
+    gateway = http.client.HTTPSConnection("llm.test", timeout=0.5, context=ssl.create_default_context(cafile="{CA}"))
     try:
-        door.request("GET", "/v1/models", headers={{"x-api-key": token}})
-        assert door.getresponse().status == 200
+        gateway.request("GET", "/v1/models", headers={{"x-api-key": token}})
+        assert gateway.getresponse().status == 200
     except OSError:
         time.sleep(0.05)
         continue
     longest, last = max(longest, time.monotonic() - last), time.monotonic()
     print("answered", flush=True)
-    time.sleep(0.1)  # the door counts what alice asks
+    time.sleep(0.1)  # the gateway counts what alice asks
 print(max(longest, time.monotonic() - last))
 """
 # What comes to the engine's port, as it is on the wire.
@@ -68,7 +68,7 @@ SECRETS = (
     *(f"molecule-fleet-token-of-{name}" for name in ("alice", "bob", "carol")),
 )
 
-pytestmark = pytest.mark.units(ENGINE, BRIDGE, DOOR)
+pytestmark = pytest.mark.units(ENGINE, BRIDGE, GATEWAY)
 
 Guest = Callable[..., Host]
 Play = Callable[..., subprocess.CompletedProcess[str]]
@@ -88,7 +88,7 @@ def closed_network() -> Iterator[None]:
 
 @pytest.fixture
 def asked(guest: Guest, records: Records) -> Callable[..., list[dict[str, Any]]]:
-    """What doors, bridges, or bridges of models (``door``, ``bridge``, ``inside``), were asked on both gateways."""
+    """What was recorded on both gateways by a source: ``gateway``, ``bridge``, or ``internal``."""
 
     def find(source: str, developer: str) -> list[dict[str, Any]]:
         found = [record for name in GATEWAYS for record in records(guest(name))]
@@ -126,10 +126,10 @@ def test_claude_code_gets_the_models_answer_over_http(guest: Guest, asked: Asked
     assert result.text == ANSWERS["chat"][message]
     call = asked("bridge", "alice")[-1]
     assert (call["what"], call["model"], call["outcome"]) == ("chat", "qwen2-tiny", "ok")
-    (way,) = [record for record in asked("door", "alice") if record["request_id"] == call["request_id"]]
+    (way,) = [record for record in asked("gateway", "alice") if record["request_id"] == call["request_id"]]
     assert (way["what"], way["status"]) == ("POST /mcp", 200)
     if not call["cached"]:
-        (question,) = [record for record in asked("inside", "-") if record["request_id"] == call["request_id"]]
+        (question,) = [record for record in asked("internal", "-") if record["request_id"] == call["request_id"]]
         assert question["server"] in MODEL_HOSTS
 
 
@@ -138,7 +138,7 @@ def test_claude_code_gets_the_models_answer_over_stdio(guest: Guest, asked: Aske
     assert not result.is_error
     assert result.text == ANSWERS["chat"]["Hello"]
     assert not asked("bridge", "bob")
-    assert asked("door", "bob")[-1]["model"] == "qwen2-tiny"
+    assert asked("gateway", "bob")[-1]["model"] == "qwen2-tiny"
 
 
 def test_claude_code_itself_runs_on_the_model(guest: Guest, asked: Asked) -> None:
@@ -154,7 +154,7 @@ def test_claude_code_itself_runs_on_the_model(guest: Guest, asked: Asked) -> Non
         for name in MODEL_HOSTS:
             guest(name).check_output("systemctl stop wire")
     assert answer == "Paris"
-    assert asked("door", "carol")[-1]["model"] == "qwen2-tiny"
+    assert asked("gateway", "carol")[-1]["model"] == "qwen2-tiny"
 
     wire = "".join(guest(name).check_output(f"tr -dc '[:print:]' < {WIRE}") for name in MODEL_HOSTS)
     assert "What is the capital of France?" in wire
@@ -211,12 +211,12 @@ def test_a_bridge_that_is_gone_is_not_missed(guest: Guest) -> None:
 
 def test_a_host_is_taken_out_and_let_in_again(guest: Guest, play: Play, records: Records) -> None:
     def answering() -> set[str]:
-        """Who answers a dozen questions, by the first door's records."""
-        door = guest("gateway1")
-        since = door.check_output("date '+%F %T.%6N'")
+        """Who answers a dozen questions, by the first gateway's records."""
+        gateway = guest("gateway1")
+        since = gateway.check_output("date '+%F %T.%6N'")
         for _ in range(12):
-            door.check_output("curl -sf -H 'Authorization: Bearer molecule-fleet-engine-key' %s", INSIDE)
-        return {record["server"] for record in records(door, since) if record["what"] == "GET /v1/models"}
+            gateway.check_output("curl -sf -H 'Authorization: Bearer molecule-fleet-engine-key' %s", INSIDE)
+        return {record["server"] for record in records(gateway, since) if record["what"] == "GET /v1/models"}
 
     until_ready(guest)
     for extra, wanted in ((), {"model2"}), (("--extra-vars=back=true",), {"model1", "model2"}):
@@ -229,7 +229,7 @@ def test_a_new_developer_comes_in_by_the_script_and_out_again(guest: Guest, play
     """Ansible does not reach the developer's machine: it has the script of laptops.yml and the token."""
 
     def status(token: str) -> list[str]:
-        """What each door says, asked from the developer's host."""
+        """What each gateway says, asked from the developer's host."""
         curl = "curl -s -o /dev/null -w '%%{http_code}' --cacert %s -H 'x-api-key: %s' https://%s/v1/models"
         return [guest("dev1").check_output(curl, CA, token, name) for name in GATEWAYS]
 
@@ -282,14 +282,14 @@ def test_another_gateway_answers_when_one_is_gone(guest: Guest) -> None:
     assert has_address(guest)  # one of them, whichever: the other one did not know that it was gone
 
 
-def test_a_door_that_is_stopped_hands_its_address_on_at_once(guest: Guest) -> None:
+def test_a_gateway_that_is_stopped_hands_its_address_on_at_once(guest: Guest) -> None:
     stopped = has_address(guest)
-    guest(stopped).check_output("systemctl stop %s", DOOR)
+    guest(stopped).check_output("systemctl stop %s", GATEWAY)
     try:
         curl = "curl -sf -o /dev/null --max-time 2 --cacert %s -H 'x-api-key: molecule-fleet-token-of-alice' https://llm.test/v1/models"
         guest("dev1").check_output(curl, CA)
     finally:
-        guest(stopped).check_output("systemctl start %s", DOOR)
+        guest(stopped).check_output("systemctl start %s", GATEWAY)
     assert guest(stopped).service("local-llm-gateway-address").is_running
 
 

@@ -26,7 +26,7 @@ FORMER = {"fleet_engine_key": "molecule-fleet-engine-key", "fleet_bridge_key": "
 KEYS = {"fleet_engine_key": "molecule-engine-key-that-is-new", "fleet_bridge_key": "molecule-bridge-key-that-is-new"}
 CA = Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"]) / "secrets/ca"
 TOKENS = {name: f"molecule-fleet-token-of-{name}" for name in ("alice", "bob", "carol")}
-# Asks a model and a bridge through the door of the shared address, as alice, until it is stopped; writes what came.
+# Asks a model and a bridge through the gateway of the shared address, as alice, until it is stopped; writes what came.
 ASK = """
 import http.client, json, pathlib, ssl, time
 home = pathlib.Path("/home/alice/.config/local-llm-fleet")
@@ -46,14 +46,14 @@ while True:
     ):
         try:
             context = ssl.create_default_context(cafile=str(home / "local-llm-ca.pem"))
-            door = http.client.HTTPSConnection("llm.test", timeout=60, context=context)
-            door.request("POST", path, json.dumps(body), headers | more)
-            answer = door.getresponse()
+            gateway = http.client.HTTPSConnection("llm.test", timeout=60, context=context)
+            gateway.request("POST", path, json.dumps(body), headers | more)
+            answer = gateway.getresponse()
             text = answer.read().decode()
             print(path, "failed" if '"isError":true' in text else answer.status, flush=True)
         except OSError as error:
             print(path, type(error).__name__, flush=True)
-        time.sleep(0.3)  # the door counts what alice asks
+        time.sleep(0.3)  # the gateway counts what alice asks
 """
 
 pytestmark = pytest.mark.units("llama-cpp@qwen2-tiny", "local-llm-bridge", "local-llm-gateway")
@@ -89,7 +89,7 @@ def test_a_controller_without_the_ca_changes_nothing(guest: Guest, play: Play, t
     key = "openssl x509 -noout -ext subjectKeyIdentifier -in %s"
     first = subprocess.run(shlex.split(key % (CA / "ca.pem")), capture_output=True, text=True, check=True).stdout
     for name in ("gateway1", "gateway2"):
-        assert f"{name}:/etc/local-llm-gateway/door.pem (CA of llm.test, key {first.split()[-1]})" in shown
+        assert f"{name}:/etc/local-llm-gateway/gateway.pem (CA of llm.test, key {first.split()[-1]})" in shown
     assert f"this controller has none in {tmp_path}/ca" in shown
     assert state() == before
     assert list(tmp_path.iterdir()) == []
@@ -141,17 +141,17 @@ def test_keys_are_replaced_while_developers_work(
 
 @pytest.mark.parametrize("name", HOSTS)
 def test_secrets_are_in_their_files_and_nowhere_else(guest: Guest, name: str) -> None:
-    door = Place("/etc/local-llm-gateway/keys.map", group="local-llm-gateway", mode=0o640)
+    gateway = Place("/etc/local-llm-gateway/keys.map", group="local-llm-gateway", mode=0o640)
     engine, bridge = Place("/etc/llama-cpp/credentials/api-key"), Place("/etc/local-llm-bridge/credentials/engine-key")
-    is_door, is_model = name.startswith("gateway"), name.startswith("model")
+    is_gateway, is_model = name.startswith("gateway"), name.startswith("model")
     home = "/home/{0}/.config/local-llm-fleet/local-llm.token"
     tokens = {token: [Place(home.format(user), user, user)] if name == "dev1" else [] for user, token in TOKENS.items()}
     keys = {
-        KEYS["fleet_engine_key"]: [door, bridge] if is_door else [engine] if is_model else [],
-        KEYS["fleet_bridge_key"]: [door] if is_door else [],
+        KEYS["fleet_engine_key"]: [gateway, bridge] if is_gateway else [engine] if is_model else [],
+        KEYS["fleet_bridge_key"]: [gateway] if is_gateway else [],
     }
     pems: dict[str, list[Place]] = {(CA / "ca.key").read_text().splitlines()[1]: []}
-    for gateway in ("gateway1", "gateway2"):
-        pem = Place("/etc/local-llm-gateway/door.pem.key", group="local-llm-gateway", mode=0o640)
-        pems[guest(gateway).file(pem.path).content_string.splitlines()[1]] = [pem] if name == gateway else []
+    for host in ("gateway1", "gateway2"):
+        pem = Place("/etc/local-llm-gateway/gateway.pem.key", group="local-llm-gateway", mode=0o640)
+        pems[guest(host).file(pem.path).content_string.splitlines()[1]] = [pem] if name == host else []
     assert misplaced(guest(name), {key: [] for key in FORMER.values()} | keys | tokens | pems) == []

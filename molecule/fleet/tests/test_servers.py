@@ -26,7 +26,7 @@ def answer(host: Host, address: str, port: int) -> int:
     return int(host.run("curl --silent --output /dev/null --max-time 2 http://%s:%s/", address, str(port)).rc)
 
 
-def test_a_developers_host_reaches_the_doors_alone(guest: Guest) -> None:
+def test_a_developers_host_reaches_the_gateways_alone(guest: Guest) -> None:
     for name in MODEL_HOSTS + GATEWAYS:
         sockets = listening(guest(name))
         assert sockets

@@ -1,4 +1,4 @@
-"""What is left when the door is removed."""
+"""What is left when the gateway is removed."""
 
 from testinfra.host import Host
 

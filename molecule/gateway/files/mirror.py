@@ -68,4 +68,4 @@ class Mirror(BaseHTTPRequestHandler):
         self.end_headers()
 
 
-ThreadingHTTPServer(("0.0.0.0", 9000), Mirror).serve_forever()  # noqa: S104 - the door of the other guest asks it, too
+ThreadingHTTPServer(("0.0.0.0", 9000), Mirror).serve_forever()  # noqa: S104 - the gateway of the other guest asks it, too

@@ -6,7 +6,7 @@ import socket
 import ssl
 import time
 
-from door import trusted
+from gateway import trusted
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, CONTINUATION = 0, 1, 3, 4, 6, 7, 9

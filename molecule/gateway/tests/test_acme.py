@@ -1,4 +1,4 @@
-"""Certificates of an authority (Pebble, on a guest, asks at the door's name, that of a gateway) and one's own."""
+"""Certificates of an ACME authority, which is Pebble on a guest, and one's own."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from socket import create_connection
 
 import pytest
-from door import Door, address, ended, running, trusted
+from gateway import Gateway, address, ended, running, trusted
 from testinfra.host import Host
 
 SCENARIO = Path(__file__).resolve().parent.parent
@@ -44,7 +44,7 @@ def root(guest: Guest) -> ssl.SSLContext:
 
 
 def serial(host: Host, context: ssl.SSLContext) -> object:
-    """The number of the certificate that a door shows for its name."""
+    """The number of the certificate that a gateway shows for its name."""
     with (
         create_connection((address(host), 443)) as plain,
         context.wrap_socket(plain, server_hostname="llm.test") as secure,
@@ -66,7 +66,7 @@ def now(host: Host) -> str:
 
 
 def main_pid(host: Host) -> str:
-    """The door's first process."""
+    """The gateway's first process."""
     return str(host.check_output("systemctl show --property=MainPID --value %s", UNIT))
 
 
@@ -75,7 +75,7 @@ def test_an_authority_gives_each_gateway_a_certificate(
 ) -> None:
     """One gateway has a certificate of the private CA before, the other none, as a new host."""
     first, second = both
-    second.check_output("rm /etc/local-llm-gateway/door.pem /etc/local-llm-gateway/door.pem.key")
+    second.check_output("rm /etc/local-llm-gateway/gateway.pem /etc/local-llm-gateway/gateway.pem.key")
     since = now(first)
     done = play(SCENARIO / "converge.yml", "--diff", ACME)
     assert done.returncode == 0, done.stdout
@@ -83,7 +83,7 @@ def test_an_authority_gives_each_gateway_a_certificate(
     context = request.getfixturevalue("root")
     assert serial(first, context) != serial(second, context)
     for host in both:
-        key = host.file("/etc/local-llm-gateway/door.pem.key")
+        key = host.file("/etc/local-llm-gateway/gateway.pem.key")
         assert (key.user, key.group, key.mode) == ("root", UNIT, 0o640)
         assert host.service(f"{RENEWAL}.timer").is_enabled
     # The authority has asked the first gateway alone.
@@ -153,7 +153,7 @@ def test_a_certificate_of_ones_own_and_a_new_configuration_end_no_answer(
     context = ssl.create_default_context(cafile=str(own))
     context.check_hostname = False
     for host, answer in zip(both, answers, strict=True):
-        assert Door(address(host), context=context).announce(2 * MIB).status == 413
+        assert Gateway(address(host), context=context).announce(2 * MIB).status == 413
         assert ended(host, answer)
     assert [main_pid(host) for host in both] == before
 
@@ -166,10 +166,21 @@ def test_nothing_is_left_when_the_private_ca_is_back(both: list[Host], play: Pla
         assert not host.run("find /etc /var/lib /run/systemd -name '*local-llm-gateway-acme*'").stdout
         assert sorted(host.file("/etc/local-llm-gateway").listdir()) == sorted(
             [
-                *("developers.map", "door.pem", "door.pem.key", "expires.map"),
+                *("developers.map", "gateway.pem", "gateway.pem.key", "expires.map"),
                 *("gateway.lua", "haproxy.cfg", "keepalived.conf", "keys.map", "models.json"),
             ]
         )
         assert not host.run("ss -Hltn 'sport = :80'").stdout
         assert host.run("systemctl list-timers --all | grep %s", RENEWAL).rc == 1
-    assert json.loads(Door(address(both[0])).ask("GET", "/v1/models").text)["data"]
+    assert json.loads(Gateway(address(both[0])).ask("GET", "/v1/models").text)["data"]
+
+
+def test_a_certificate_of_release_0_1_stays(guest: Guest, play: Play) -> None:
+    """It had another name."""
+    host = guest("debian12")
+    before = serial(host, trusted())
+    host.check_output("cd /etc/local-llm-gateway && mv gateway.pem old.pem && mv gateway.pem.key old.pem.key")
+    done = play(SCENARIO / "converge.yml", AGAIN, "--limit=debian12")
+    assert done.returncode == 0, done.stdout
+    assert serial(host, trusted()) == before
+    assert not host.file("/etc/local-llm-gateway/old.pem").exists

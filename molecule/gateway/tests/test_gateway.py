@@ -1,4 +1,4 @@
-"""The door in front of real engines: who comes in, what of it reaches an engine, and what happens when parts break."""
+"""The gateway in front of real engines: who may use it, what reaches an engine, and what happens when parts break."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 import raw
-from door import ENGINE_KEY, QUESTION, RUNNING, TOKENS, Door, address, command, ended, question, running, trusted
+from gateway import ENGINE_KEY, QUESTION, RUNNING, TOKENS, Gateway, address, command, ended, question, running, trusted
 from raw import END_HEADERS, END_STREAM, HEADERS, Frames, frame
 from testinfra.host import Host
 
@@ -46,7 +46,7 @@ Records = Callable[..., list[dict[str, Any]]]
 
 @pytest.fixture
 def ip(host: Host) -> str:
-    """Address of a guest whose door is asked."""
+    """Address of a guest whose gateway is asked."""
     return str(address(host))
 
 
@@ -74,12 +74,12 @@ def tokens_of(**developers: str | tuple[str, int]) -> str:
 
 
 def main_pid(host: Host) -> str:
-    """The door's first process."""
+    """The gateway's first process."""
     return str(host.check_output("systemctl show --property=MainPID --value %s", UNIT))
 
 
 def workers(host: Host) -> list[str]:
-    """The door's processes, the first one not among them."""
+    """The gateway's processes, the first one not among them."""
     found: str = host.check_output("pgrep --parent %s", main_pid(host))
     return found.split()
 
@@ -89,21 +89,21 @@ def workers(host: Host) -> list[str]:
 
 @pytest.mark.parametrize("text", ["ping", QUICKSORT, "法国的首都是哪里？"])
 def test_a_model_answers_as_it_should(ip: str, text: str) -> None:
-    reply = Door(ip).post(question(text))
+    reply = Gateway(ip).post(question(text))
     assert reply.status == 200
     assert reply.json["choices"][0]["message"]["content"] == ANSWERS[text]
 
 
 def test_anthropics_messages_are_answered_for_x_api_key(ip: str) -> None:
     headers = {"x-api-key": TOKENS["bob"], "anthropic-version": "2023-06-01"}
-    reply = Door(ip, token=None).post(question("ping"), "/v1/messages?beta=true", **headers)
+    reply = Gateway(ip, token=None).post(question("ping"), "/v1/messages?beta=true", **headers)
     assert [block["text"] for block in reply.json["content"]] == ["pong"]
-    count = Door(ip, token=None).post(question("ping"), "/v1/messages/count_tokens", **headers)
+    count = Gateway(ip, token=None).post(question("ping"), "/v1/messages/count_tokens", **headers)
     assert count.json["input_tokens"] > 10
 
 
 def test_the_models_are_listed(ip: str) -> None:
-    reply = Door(ip).ask("GET", "/v1/models")
+    reply = Gateway(ip).ask("GET", "/v1/models")
     assert [model["id"] for model in reply.json["data"]] == ["qwen2-tiny", "mirror"]
     assert reply.json["data"][0]["max_model_len"] == 4096
 
@@ -111,13 +111,13 @@ def test_the_models_are_listed(ip: str) -> None:
 def test_a_developers_conversation_stays_on_one_replica(guest: Guest, records: Records) -> None:
     """As soon as each has its full share, which one that has come back gets after 20 s."""
     host = guest("debian12")
-    doors = [Door(address(host), token) for token in TOKENS.values()]
+    gateways = [Gateway(address(host), token) for token in TOKENS.values()]
 
     def stays() -> bool:
         since = host.check_output("date '+%F %T.%6N'")
         for _ in range(10):
-            for door in doors:
-                assert door.post(question("ping")).status == 200
+            for gateway in gateways:
+                assert gateway.post(question("ping")).status == 200
         answered = records(host, since, count=10 * len(TOKENS))
         asked = [{record["server"] for record in answered if record["developer"] == name} for name in TOKENS]
         return all(len(servers) == 1 for servers in asked)
@@ -133,14 +133,14 @@ def test_events_are_sent_on_one_by_one(host: Host) -> None:
 
 @pytest.mark.parametrize("size", [92_000, 4 * MIB - 100])
 def test_the_model_is_found_behind_a_long_conversation(ip: str, size: int) -> None:
-    reply = Door(ip).post({"messages": [{"role": "user", "content": "x" * (size - 60)}], "model": "mirror"})
+    reply = Gateway(ip).post({"messages": [{"role": "user", "content": "x" * (size - 60)}], "model": "mirror"})
     assert reply.status == 200
     assert int(reply.json["headers"]["content-length"]) > size - 60
 
 
 def test_an_engine_sees_its_own_key_and_the_developers_name(ip: str) -> None:
     forged = {"X-Local-LLM-Developer": "root", "x-api-key": TOKENS["bob"]}
-    shown = Door(ip).post({"model": "mirror"}, **forged)
+    shown = Gateway(ip).post({"model": "mirror"}, **forged)
     assert shown.json["headers"]["x-local-llm-developer"] == "alice"
     assert shown.json["headers"]["authorization"] == f"Bearer {ENGINE_KEY}"
     assert "x-api-key" not in shown.json["headers"]
@@ -160,15 +160,15 @@ def test_programs_of_the_host_reach_each_model_by_its_path(host: Host) -> None:
 
 
 def test_no_other_path_is_open(ip: str) -> None:
-    stranger, alice = Door(ip, token=None), Door(ip)
+    stranger, alice = Gateway(ip, token=None), Gateway(ip)
     for path in CLOSED:
         for method, body in (("GET", None), ("POST", {})):
             assert (stranger.ask(method, path, body).status, alice.ask(method, path, body).status) == (401, 404), path
 
 
 def test_no_route_of_litellm_is_open(ip: str) -> None:
-    """It has a thousand, of which 49 answer without a key; the door opens the same few with it and without."""
-    stranger, alice = Door(ip, token=None), Door(ip)
+    """It has a thousand, of which 49 answer without a key; the gateway opens the same few with it and without."""
+    stranger, alice = Gateway(ip, token=None), Gateway(ip)
     routes = [line.split() for line in (PROJECT / "molecule/litellm/routes.txt").read_text().splitlines()]
     for _, method, route in routes:
         path = re.sub(r"{[^}]*}", "x", route)
@@ -184,7 +184,7 @@ def test_no_route_of_litellm_is_open(ip: str) -> None:
 @pytest.mark.parametrize("token", [None, "molecule-token-of-nobody", "alice", ENGINE_KEY, ""])
 def test_without_a_valid_token_nobody_comes_in(ip: str, token: str | None, new_start: None) -> None:
     for path in ("/v1/models", "/v1/messages", QUESTION, "/mcp"):
-        reply = Door(ip, token).post(question("ping"), path)
+        reply = Gateway(ip, token).post(question("ping"), path)
         assert reply.status == 401
         assert reply.json["error"]["type"] == "authentication_error"
         assert reply.headers["www-authenticate"] == "Bearer"
@@ -193,27 +193,27 @@ def test_without_a_valid_token_nobody_comes_in(ip: str, token: str | None, new_s
 @pytest.mark.parametrize("token", [None, "wrong", TOKENS["alice"]])
 def test_who_looks_for_oauth_is_told_of_the_token(ip: str, token: str | None) -> None:
     for path in ("/.well-known/oauth-protected-resource/mcp", "/.well-known/oauth-authorization-server", "/register"):
-        reply = Door(ip, token).post({"client_name": "Claude Code"}, path)
+        reply = Gateway(ip, token).post({"client_name": "Claude Code"}, path)
         assert reply.status == 404
         assert reply.json["error"] == "invalid_request"
         assert "Send your own as Authorization: Bearer <token>" in reply.json["error_description"]
 
 
 def test_wrong_requests_are_explained(ip: str) -> None:
-    unknown = Door(ip).post(question("ping", model="gpt-4"))
+    unknown = Gateway(ip).post(question("ping", model="gpt-4"))
     assert unknown.status == 404
     assert unknown.json["error"]["message"] == "There is no such model here. The models are: qwen2-tiny, mirror."
     bodies: tuple[Any, ...] = ("not json", {"messages": []}, {"model": None})
     for body in bodies:
-        nameless = Door(ip).post(body)
+        nameless = Gateway(ip).post(body)
         assert nameless.status == 400
         assert "names no model" in nameless.json["error"]["message"]
-    assert Door(ip).ask("GET", "/v1/messages").status == 405
-    assert Door(ip).ask("DELETE", "/v1/models").status == 405
+    assert Gateway(ip).ask("GET", "/v1/messages").status == 405
+    assert Gateway(ip).ask("DELETE", "/v1/models").status == 405
 
 
 def test_a_body_that_is_too_large_is_refused(ip: str) -> None:
-    reply = Door(ip).announce(4 * MIB + 1)
+    reply = Gateway(ip).announce(4 * MIB + 1)
     assert reply.status == 413
     assert "4 MiB" in reply.json["error"]["message"]
 
@@ -223,7 +223,7 @@ def test_only_tls_of_today_is_spoken(host: Host, ip: str) -> None:
     with create_connection((ip, 443)) as plain, trusted().wrap_socket(plain, server_hostname="llm.test") as secure:
         assert secure.version() == "TLSv1.3"
     assert host.check_output("curl -sk -o /dev/null -w '%%{http_version}' https://%s/", ip) == "2"
-    assert Door(ip).ask("GET", "/v1/models").headers["strict-transport-security"] == "max-age=63072000"
+    assert Gateway(ip).ask("GET", "/v1/models").headers["strict-transport-security"] == "max-age=63072000"
     with pytest.raises(ssl.SSLError), create_connection((ip, 443)) as plain:
         trusted().wrap_socket(plain, server_hostname="other.test")
 
@@ -234,22 +234,23 @@ def test_only_tls_of_today_is_spoken(host: Host, ip: str) -> None:
 def test_each_request_has_a_record(host: Host, ip: str, records: Records, new_start: None) -> None:
     since = host.check_output("date '+%F %T.%6N'")
     words = 'molecule-"words\\'
-    Door(ip).post(question(words))
-    Door(ip, f"{words[:16]}-token").post(question(words))
-    Door(ip).post(question("ping", model=words))
-    Door(ip).ask("GET", '/v1/"\\' + "x" * 300)
+    Gateway(ip).post(question(words))
+    Gateway(ip, f"{words[:16]}-token").post(question(words))
+    Gateway(ip).post(question("ping", model=words))
+    Gateway(ip).ask("GET", '/v1/"\\' + "x" * 300)
     host.check_output("curl -s -H 'Authorization: Bearer %s' http://127.0.0.1:8081/qwen2-tiny/v1/models", ENGINE_KEY)
     host.run("curl -s --cacert /dev/null https://%s/", ip)  # TLS that fails
     # Health checks of bridges are not among them.
-    good, stranger, nameless, lost, inside, broken = records(host, since, count=6)
+    good, stranger, nameless, lost, internal, broken = records(host, since, count=6)
     assert good.keys() >= {"time", "request_id", "duration_ms", "bytes_in", "bytes_out", "queue_ms", "first_byte_ms"}
     shown = ("source", "developer", "what", "model", "outcome", "status")
-    assert [good[key] for key in shown] == ["door", "alice", f"POST {QUESTION}", "qwen2-tiny", "ok", 200]
-    assert [stranger[key] for key in shown] == ["door", "-", f"POST {QUESTION}", "-", "refused", 401]
-    assert [nameless[key] for key in shown] == ["door", "alice", f"POST {QUESTION}", "-", "refused", 404]
+    assert [good[key] for key in shown] == ["gateway", "alice", f"POST {QUESTION}", "qwen2-tiny", "ok", 200]
+    assert [stranger[key] for key in shown] == ["gateway", "-", f"POST {QUESTION}", "-", "refused", 401]
+    assert [nameless[key] for key in shown] == ["gateway", "alice", f"POST {QUESTION}", "-", "refused", 404]
     assert lost["what"] == 'GET /v1/"\\' + "x" * 194
-    assert [inside[key] for key in shown] == ["inside", "-", "GET /v1/models", "qwen2-tiny", "ok", 200]
-    assert [broken[key] for key in (*shown[:5], "error")] == ["door", "-", "-", "-", "refused", "SSL handshake failure"]
+    assert [internal[key] for key in shown] == ["internal", "-", "GET /v1/models", "qwen2-tiny", "ok", 200]
+    expected = ["gateway", "-", "-", "-", "refused", "SSL handshake failure"]
+    assert [broken[key] for key in (*shown[:5], "error")] == expected
     assert good["client"] == f"{ip.rpartition('.')[0]}.1"
     assert "molecule-" not in json.dumps([good, stranger, nameless])
 
@@ -258,22 +259,22 @@ def test_each_request_has_a_record(host: Host, ip: str, records: Records, new_st
 
 
 def test_a_developer_with_too_many_requests_slows_nobody_else(host: Host, ip: str, new_start: None) -> None:
-    answers = [Door(ip, TOKENS["bob"]).send("POST", QUESTION, RUNNING) for _ in range(12)]
-    refused = Door(ip, TOKENS["bob"]).post(question("ping"))
+    answers = [Gateway(ip, TOKENS["bob"]).send("POST", QUESTION, RUNNING) for _ in range(12)]
+    refused = Gateway(ip, TOKENS["bob"]).post(question("ping"))
     assert refused.status == 429
     assert "bob has 12 requests running" in refused.json["error"]["message"]
     assert refused.headers["retry-after"] == "5"
-    assert Door(ip).post(question("ping")).status == 200
+    assert Gateway(ip).post(question("ping")).status == 200
     assert [answer.status for answer in answers] == [200] * 12
     assert all(ended(host, answer) for answer in answers)
-    until(lambda: Door(ip, TOKENS["bob"]).post(question("ping")).status == 200)
+    until(lambda: Gateway(ip, TOKENS["bob"]).post(question("ping")).status == 200)
 
 
 def test_a_flood_is_stopped(ip: str, new_start: None) -> None:
-    door = Door(ip, TOKENS["bob"])
-    found = Counter(door.ask("GET", "/v1/models").status for _ in range(3100))
+    gateway = Gateway(ip, TOKENS["bob"])
+    found = Counter(gateway.ask("GET", "/v1/models").status for _ in range(3100))
     assert found == {200: 3000, 429: 100}
-    assert Door(ip).post(question("ping")).status == 200
+    assert Gateway(ip).post(question("ping")).status == 200
 
 
 @pytest.fixture
@@ -295,13 +296,13 @@ def test_guesses_get_nowhere_and_are_seen(guessed_at: Host, records: Records) ->
     ip = address(host)
 
     def guess(number: int) -> int:
-        door = Door(ip, f"guessed-token-{number:06}")
+        gateway = Gateway(ip, f"guessed-token-{number:06}")
         try:
-            return int(door.ask("GET", "/v1/models").status)
+            return int(gateway.ask("GET", "/v1/models").status)
         except OSError:
             return 0  # hung up
         finally:
-            door.close()
+            gateway.close()
 
     since = host.check_output("date '+%F %T'")
     for first in (0, 100):  # these are slow, so they are made at once
@@ -314,7 +315,7 @@ def test_guesses_get_nowhere_and_are_seen(guessed_at: Host, records: Records) ->
         found = Counter(pool.map(guess, range(200, 2_000)))
     assert set(found) <= {401, 0}
     assert found[401] <= 1
-    assert Door(ip).post(question("ping")).status == 200
+    assert Gateway(ip).post(question("ping")).status == 200
     seen = [record["guesses"] for record in records(host, since) if record["developer"] == "-"]
     assert max(seen) > 1_000  # of so many, one in a hundred is recorded
     assert len(seen) < 400  # nor do they fill the journal
@@ -332,7 +333,7 @@ def both(guest: Guest) -> list[Host]:
 
 def listed(host: Host, token: str = TOKENS["alice"]) -> int:
     """Status of a request for the models."""
-    return int(Door(address(host), token).ask("GET", "/v1/models").status)
+    return int(Gateway(address(host), token).ask("GET", "/v1/models").status)
 
 
 def test_tokens_change_at_once_and_running_answers_go_on(both: list[Host], play: Play) -> None:
@@ -359,11 +360,12 @@ def test_tokens_change_at_once_and_running_answers_go_on(both: list[Host], play:
     assert [(main_pid(host), workers(host)) for host in both] == before
 
 
-def test_a_wrong_certificate_leaves_the_door_as_it_is(both: list[Host], play: Play) -> None:
+def test_a_wrong_certificate_leaves_the_gateway_as_it_is(both: list[Host], play: Play) -> None:
     text = "-----BEGIN {0}-----\nno\n-----END {0}-----\n"
     given = {"gateway_certificate": text.format("CERTIFICATE"), "gateway_private_key": text.format("PRIVATE KEY")}
     done = play(SCENARIO / "converge.yml", f"--extra-vars={json.dumps(given | {'gateway_tls': 'files'})}")
     assert done.returncode != 0
+    assert "Unable to load PEM file" in done.stdout
     assert done.stdout.count("changed=0") == 2
     assert [listed(host) for host in both] == [200, 200]
 
@@ -377,13 +379,13 @@ def ask_all(ip: str, count: int, at: dict[int, Callable[[], Any]]) -> Counter[in
     lock = threading.Lock()
 
     def ask(_: int) -> None:
-        door = Door(ip)
-        reply = door.post(question(QUICKSORT))
+        gateway = Gateway(ip)
+        reply = gateway.post(question(QUICKSORT))
         right = reply.status == 200 and reply.json["choices"][0]["message"]["content"] == ANSWERS[QUICKSORT]
         with lock:
             outcomes["right" if right else reply.status] += 1
             then = at.get(sum(outcomes.values()))
-        door.close()
+        gateway.close()
         if then:
             then()
 
@@ -408,32 +410,32 @@ def test_without_any_replica_the_caller_is_told(guest: Guest) -> None:
     for name in ("debian12", "debian13"):
         guest(name).check_output("systemctl stop %s", ENGINE)
     try:
-        reply = Door(ip).post(question("ping"))
+        reply = Gateway(ip).post(question("ping"))
         assert reply.status == 503
         assert reply.json["error"]["message"].startswith("No server of this model")
     finally:
         for name in ("debian12", "debian13"):
             guest(name).check_output("systemctl start %s", ENGINE)
-    until(lambda: Door(ip).post(question("ping")).status == 200)
+    until(lambda: Gateway(ip).post(question("ping")).status == 200)
 
 
-def test_a_door_that_dies_is_back_by_itself(host: Host, ip: str) -> None:
+def test_a_gateway_that_dies_is_back_by_itself(host: Host, ip: str) -> None:
     host.check_output("systemctl kill --signal=KILL %s", UNIT)
 
     def answers() -> bool:
         try:
-            return bool(Door(ip).ask("GET", "/v1/models").status == 200)
+            return bool(Gateway(ip).ask("GET", "/v1/models").status == 200)
         except OSError:
             return False
 
     until(answers)
 
 
-def test_one_of_the_doors_has_the_address_that_they_share(guest: Guest) -> None:
+def test_one_of_the_gateways_has_the_address_that_they_share(guest: Guest) -> None:
     shared = f"{address(guest('debian12')).rpartition('.')[0]}.250"
     show = "ip -4 -o address show to %s"
     assert len([name for name in ("debian12", "debian13") if guest(name).check_output(show, shared)]) == 1
-    assert Door(shared).ask("GET", "/v1/models").status == 200
+    assert Gateway(shared).ask("GET", "/v1/models").status == 200
 
 
 # --- what it is allowed ---
@@ -445,7 +447,7 @@ def test_the_units_have_few_rights(host: Host, unit: str, few_rights: Callable[[
     few_rights(host, unit)
 
 
-def test_the_door_is_not_root(host: Host) -> None:
+def test_the_gateway_is_not_root(host: Host) -> None:
     assert host.check_output("ps -o user= -p %s", main_pid(host)).strip().startswith("local-ll")
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import raw
-from door import QUESTION, RUNNING, TOKENS, Door, address, command, ended
+from gateway import QUESTION, RUNNING, TOKENS, Gateway, address, command, ended
 from raw import CONTINUATION, END_HEADERS, END_STREAM, HEADERS, PING, PREFACE, RST_STREAM, SETTINGS, Frames, frame
 from testinfra.host import Host
 
@@ -59,17 +59,17 @@ def developer(ip: str) -> Iterator[list[float]]:
     """
     took: list[float] = []
     done = threading.Event()
-    old = Door(ip)
+    old = Gateway(ip)
 
     def ask() -> None:
         while not done.wait(0.1):
-            for door in (Door(ip), old):
+            for gateway in (Gateway(ip), old):
                 start = time.monotonic()
-                status = door.ask("GET", "/v1/models").status
+                status = gateway.ask("GET", "/v1/models").status
                 took.append(time.monotonic() - start)
                 assert status == 200
-                if door is not old:
-                    door.close()
+                if gateway is not old:
+                    gateway.close()
 
     with ThreadPoolExecutor(1) as pool:
         asked = pool.submit(ask)
@@ -102,7 +102,7 @@ def attack(attacker: Host, ip: str, count: int, kind: str) -> Iterator[int]:
 def test_no_redirect_reaches_a_client(ip: str, status: int, host: Host, records: Records) -> None:
     since = host.check_output("date '+%F %T.%6N'")
     elsewhere = {"Location": "http://elsewhere/", "Upgrade": "x", "Connection": "upgrade"}
-    reply = Door(ip).post({"model": "mirror", "status": status, "headers": elsewhere})
+    reply = Gateway(ip).post({"model": "mirror", "status": status, "headers": elsewhere})
     assert reply.status == 502
     assert "location" not in reply.headers
     assert reply.headers["x-should-retry"] == "false"
@@ -126,7 +126,7 @@ def test_only_headers_that_clients_need_pass(ip: str) -> None:
     others += ["Access-Control-Allow-Origin", "X-Accel-Redirect", "X-Secret"]
     given = needed | dict.fromkeys(others, "x")
     for status in (200, 429, 503):
-        reply = Door(ip).post({"model": "mirror", "status": status, "headers": given})
+        reply = Gateway(ip).post({"model": "mirror", "status": status, "headers": given})
         assert reply.status == status
         framing = {"connection", "content-length", "strict-transport-security", "transfer-encoding"}
         assert {name: value for name, value in reply.headers.items() if name not in framing} == needed
@@ -189,7 +189,7 @@ def test_a_request_that_ends_its_engine_is_sent_once(host: Host, ip: str, versio
     ],
 )
 def test_a_body_names_one_model(ip: str, body: str) -> None:
-    reply = Door(ip).post(body)
+    reply = Gateway(ip).post(body)
     assert reply.status == 400
     assert "model" in reply.json["error"]["message"]
 
@@ -198,8 +198,8 @@ def test_a_model_inside_of_something_else_is_nobodys_business(ip: str) -> None:
     tool = {"name": "Task", "input_schema": {"properties": {"model": {"type": "string", "enum": ["model"]}}}}
     used = {"type": "tool_use", "input": {"model": "opus", "text": 'a \\"model\\": \\u006dodel {[ "model": "x"'}}
     body = {"tools": [tool], "messages": [{"content": [used, used]}, "model"], "model": "mirror"}
-    assert Door(ip).post(body).status == 200
-    assert Door(ip).post(json.dumps(body).replace("opus", "\\u006fpus")).status == 200
+    assert Gateway(ip).post(body).status == 200
+    assert Gateway(ip).post(json.dumps(body).replace("opus", "\\u006fpus")).status == 200
 
 
 @pytest.mark.parametrize("name", ["a b", "a/b", 'a"b', "a\\b", "user@host", "\x7f", "é"])
@@ -219,7 +219,7 @@ def large(both: list[Host], token: str, path: str, size: int, status: int) -> No
 
 def test_a_refusal_is_read_by_who_still_sends(guest: Guest) -> None:
     both = [guest("debian12"), guest("debian13")]
-    answers = [(host, Door(address(host), TOKENS["bob"]).send("POST", QUESTION, RUNNING)) for host in both * 12]
+    answers = [(host, Gateway(address(host), TOKENS["bob"]).send("POST", QUESTION, RUNNING)) for host in both * 12]
     large(both, TOKENS["bob"], QUESTION, 3_900_000, 429)
     large(both, TOKENS["alice"], "/nowhere", 3_900_000, 404)
     large(both, TOKENS["alice"], "/v1/models", 3_900_000, 405)
@@ -286,7 +286,7 @@ def test_records_are_json_whatever_comes(host: Host, ip: str) -> None:
 
     def goes_on() -> bool:
         """Whether a request is recorded again: HAProxy leaves out what the journal does not take at once."""
-        Door(ip).ask("GET", "/v1/models")
+        Gateway(ip).ask("GET", "/v1/models")
         return bool(host.run(f"{journal} | tail -1 | grep alice", since).rc == 0)
 
     until(goes_on)
@@ -319,7 +319,7 @@ def test_silence_from_the_same_address_ends_in_seconds(guest: Guest) -> None:
     """
     host = guest("debian12")
     ip = address(host)
-    old = Door(ip)
+    old = Gateway(ip)
     assert old.ask("GET", "/v1/models").status == 200
     argv = ["python3", str(SCENARIO / "files/attack.py"), ip, "4200", "silent"]
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
@@ -330,7 +330,7 @@ def test_silence_from_the_same_address_ends_in_seconds(guest: Guest) -> None:
 
         def comes_in() -> bool:
             with suppress(OSError):
-                return bool(Door(ip).ask("GET", "/v1/models").status == 200)
+                return bool(Gateway(ip).ask("GET", "/v1/models").status == 200)
             return False
 
         until(comes_in, 60)
@@ -417,7 +417,7 @@ def test_floods_of_http2_slow_nobody(host: Host, ip: str) -> None:
         list(pool.map(flood, floods.values()))
         until(lambda: len(took) >= 10)
     until(lambda: info(host, "CurrConns") < 20)
-    assert Counter(door.ask("GET", "/v1/models").status for door in [Door(ip)] * 3) == {200: 3}
+    assert Counter(gateway.ask("GET", "/v1/models").status for gateway in [Gateway(ip)] * 3) == {200: 3}
 
 
 def asked(ip: str, fields: list[tuple[bytes, bytes]], count: int) -> None:
@@ -457,7 +457,7 @@ def test_a_flood_does_not_push_the_others_records_out(host: Host, ip: str, recor
 
     def recorded(since: str) -> Counter[str]:
         """Whose records there are since then, once a request that alice sends now is among them: the journal lags."""
-        assert Door(ip).ask("GET", "/v1/models").status == 200
+        assert Gateway(ip).ask("GET", "/v1/models").status == 200
 
         def kept() -> Counter[str]:
             return Counter(record["developer"] for record in records(host, since))
@@ -485,16 +485,16 @@ def test_a_flood_does_not_push_the_others_records_out(host: Host, ip: str, recor
 @contextmanager
 def kept_from_starting(host: Host) -> Iterator[None]:
     """A gateway without its certificate; it has to answer as soon as it has it again."""
-    host.check_output("mv /etc/local-llm-gateway/door.pem /etc/local-llm-gateway/door.pem.away")
+    host.check_output("mv /etc/local-llm-gateway/gateway.pem /etc/local-llm-gateway/gateway.pem.away")
     try:
         host.run("systemctl restart %s", UNIT)
         yield
     finally:
-        host.check_output("mv /etc/local-llm-gateway/door.pem.away /etc/local-llm-gateway/door.pem")
+        host.check_output("mv /etc/local-llm-gateway/gateway.pem.away /etc/local-llm-gateway/gateway.pem")
 
     def answers() -> bool:
         with suppress(OSError):
-            return bool(Door(address(host)).ask("GET", "/v1/models").status == 200)
+            return bool(Gateway(address(host)).ask("GET", "/v1/models").status == 200)
         return False
 
     until(answers)
@@ -521,11 +521,11 @@ def test_a_gateway_starts_without_its_address_and_its_names(guest: Guest) -> Non
             finally:
                 host.check_output("ip address add %s dev %s", prefix, interface)
                 host.check_output(f"ip route replace {route}")
-            assert Door(ip).ask("GET", "/v1/models").status == 200
-            assert Door(ip).post({"model": "mirror"}).status == 200
+            assert Gateway(ip).ask("GET", "/v1/models").status == 200
+            assert Gateway(ip).post({"model": "mirror"}).status == 200
             assert server(host, "model-qwen2-tiny", "debian13")[4] in ("-", "0.0.0.0")  # noqa: S104
             host.check_output("systemctl reload %s", UNIT)  # one name that is not known fails no reload
-            assert Door(ip).ask("GET", "/v1/models").status == 200
+            assert Gateway(ip).ask("GET", "/v1/models").status == 200
         finally:
             host.check_output("nft delete table inet no_dns")
         until(lambda: server(host, "model-qwen2-tiny", "debian13")[4] == address(guest("debian13")))

@@ -1,7 +1,7 @@
 """Which of LiteLLM's routes answer without a key, and that none of them makes it call anybody outside.
 
-``routes.txt`` has each route of the pinned release with the status that it gives without a key. The door lets none of
-them through but those that it names; its own test reads the same file. After an upgrade, look at what has changed:
+``routes.txt`` has each route of the pinned release with the status that it gives without a key. The gateway passes on
+only those that it names; its own test reads the same file. After an upgrade, look at what has changed:
 
     molecule verify -s litellm -- -k routes     # shows the difference
 """
@@ -26,7 +26,7 @@ COUNTER = """table inet outside {
   }
 }
 """
-# What the door sends on.
+# What the gateway sends on.
 GUARDED = [
     ("GET", "/v1/models"),
     ("POST", "/v1/chat/completions"),
@@ -56,5 +56,5 @@ def test_the_routes_are_those_that_we_know_and_nothing_goes_outside(one: Host) -
 
 
 @pytest.mark.parametrize(("method", "path"), GUARDED)
-def test_what_the_door_sends_on_needs_the_key(method: str, path: str) -> None:
+def test_what_the_gateway_sends_on_needs_the_key(method: str, path: str) -> None:
     assert f"401 {method} {path}" in ROUTES

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from door import Door, address, asking, question
+from gateway import Gateway, address, asking, question
 from testinfra.host import Host
 
 from tests.claude_client.guest import ask as ask_claude_code
@@ -43,7 +43,7 @@ Records = Callable[..., list[dict[str, Any]]]
 
 
 def claude_code_answers(host: Host, records: Records) -> set[str]:
-    """alice's Claude Code, which runs on the model, answers a question; whom the door has asked for it."""
+    """alice's Claude Code, which runs on the model, answers a question; whom the gateway has asked for it."""
     since = host.check_output("date '+%F %T'")
     # Few words besides the question, so that the tiny model knows the answer.
     few = ["--bare", "--settings", "/home/alice/.claude/settings.json", "--tools", "", "--system-prompt", "Be brief."]
@@ -77,18 +77,18 @@ def test_developers_work_on_when_litellm_comes_gets_other_keys_and_goes(
         site(litellm=True)
         assert claude_code_answers(host, records) == {"litellm"}
         for name in ("qwen2-tiny", "gpt-4"):
-            reply = Door(ip).post(question(FRANCE, model=name))
+            reply = Gateway(ip).post(question(FRANCE, model=name))
             assert reply.status == 200
             assert reply.json["choices"][0]["message"]["content"] == ANSWERS[FRANCE]
             assert not [header for header in reply.headers if header.startswith(("x-litellm-", "llm_provider-"))]
         for name in ("qwen2-tiny", "claude-sonnet-4-5"):
-            message = Door(ip).post(question(FRANCE, model=name), "/v1/messages")
+            message = Gateway(ip).post(question(FRANCE, model=name), "/v1/messages")
             assert [block["text"] for block in message.json["content"]] == [ANSWERS[FRANCE]]
-        assert {"gpt-4", "qwen2-tiny"} <= {model["id"] for model in Door(ip).ask("GET", "/v1/models").json["data"]}
+        assert {"gpt-4", "qwen2-tiny"} <= {model["id"] for model in Gateway(ip).ask("GET", "/v1/models").json["data"]}
         for path in ("/health/readiness", "/routes", "/key/generate", "/v1/embeddings"):
-            assert Door(ip).ask("GET", path).status == 404
+            assert Gateway(ip).ask("GET", path).status == 404
         # LiteLLM asks the gateway, which takes the replicas in turn.
-        assert {record["server"] for record in records(host) if record["source"] == "inside"} == REPLICAS
+        assert {record["server"] for record in records(host) if record["source"] == "internal"} == REPLICAS
 
     assert set(outcomes) == {200}
     verify_names_what_to_look_at(host, play)
@@ -99,7 +99,7 @@ def test_developers_work_on_when_litellm_comes_gets_other_keys_and_goes(
         assert claude_code_answers(host, records) <= REPLICAS
     assert set(aliased) == set(without) == {200}
     assert min(outcomes[200], aliased[200], without[200]) > 20
-    assert Door(ip).post(question(FRANCE, model="gpt-4")).status == 404
+    assert Gateway(ip).post(question(FRANCE, model="gpt-4")).status == 404
     assert not host.file("/opt/litellm").exists
 
 
@@ -135,5 +135,5 @@ def keys_are_replaced(host: Host, play: Play) -> None:
 
     # LiteLLM itself has them in its environment, which its user and root can read.
     own = [Place("/etc/litellm/credentials/LITELLM_MASTER_KEY")]
-    door = Place("/etc/local-llm-gateway/keys.map", group="local-llm-gateway", mode=0o640)
-    assert misplaced(host, {new: [*own, door], MASTER_KEY: []}) == [f"{new} is in: environment of litellm"]
+    gateway = Place("/etc/local-llm-gateway/keys.map", group="local-llm-gateway", mode=0o640)
+    assert misplaced(host, {new: [*own, gateway], MASTER_KEY: []}) == [f"{new} is in: environment of litellm"]

@@ -21,7 +21,7 @@ ENGINE = "llama-cpp@qwen2-tiny"
 URL = "http://127.0.0.1:8080"
 KEY = "molecule-llama-cpp-key-1"
 TOKEN = "molecule-token-of-alice"  # noqa: S105
-DOOR_KEY = "molecule-key-of-the-door"
+GATEWAY_KEY = "molecule-key-of-the-gateway"
 
 pytestmark = pytest.mark.units(UNIT, ENGINE)
 
@@ -37,7 +37,7 @@ def http(host: Host, path: str, *options: str) -> tuple[int, str]:
 
 
 def call(host: Host, tool: str, token: str = TOKEN, developer: str = "", **arguments: Any) -> tuple[int, str]:
-    """HTTP status, and the text of a tool's result or of the refusal; a door would name the developer."""
+    """HTTP status, and the text of a tool's result or of the refusal; a gateway would name the developer."""
     meta = {
         "io.modelcontextprotocol/protocolVersion": "2026-07-28",
         "io.modelcontextprotocol/clientCapabilities": {},
@@ -102,15 +102,15 @@ def test_strangers_are_turned_away(host: Host, token: str) -> None:
     assert "token" in text
 
 
-def test_the_door_says_whose_request_it_is_and_nobody_else_does(host: Host, records: Records) -> None:
+def test_the_gateway_says_whose_request_it_is_and_nobody_else_does(host: Host, records: Records) -> None:
     since = host.check_output("date '+%F %T.%6N'")
-    assert call(host, "chat", token=DOOR_KEY, developer="bob", message="Hello") == (200, ANSWERS["chat"]["Hello"])
+    assert call(host, "chat", token=GATEWAY_KEY, developer="bob", message="Hello") == (200, ANSWERS["chat"]["Hello"])
     (record,) = records(host, since, count=1)
     assert (record["developer"], record["what"]) == ("bob", "chat")
     assert call(host, "chat", developer="mallory", message="Hello")[0] == 200
     assert call(host, "chat", token="wrong", developer="mallory", message="Hello")[0] == 401  # noqa: S106
     assert "mallory" not in journal(host)
-    status, text = call(host, "chat", token=DOOR_KEY, message="Hello")
+    status, text = call(host, "chat", token=GATEWAY_KEY, message="Hello")
     assert status == 403
     assert "X-Local-LLM-Developer is missing" in text
 
@@ -163,7 +163,7 @@ def test_the_engines_key_is_nowhere_but_in_its_file(host: Host) -> None:
 
 def test_no_token_is_on_the_host(host: Host) -> None:
     config = host.file("/etc/local-llm-bridge/config.yml").content_string
-    for secret in (TOKEN, DOOR_KEY):
+    for secret in (TOKEN, GATEWAY_KEY):
         assert secret not in config
         assert secret not in journal(host)
 
@@ -189,7 +189,7 @@ def test_only_what_was_set_is_in_the_configuration(host: Host) -> None:
             "routing",
             "cache",
         ),
-        *("door_key_sha256", "requests_per_minute", "timeout_s", "tools_dir", "execute_python"),
+        *("gateway_key_sha256", "requests_per_minute", "timeout_s", "tools_dir", "execute_python"),
     }
 
 
@@ -233,7 +233,7 @@ def test_a_changed_tool_needs_no_restart_and_without_the_sandbox_the_bridge_goes
 
 REFUSALS: list[tuple[dict[str, Any], str]] = [
     ({"mcp_bridge_models": []}, "mcp_bridge_models has 0, mcp_bridge_developers has 1"),
-    ({"mcp_bridge_door_key": "too short"}, "mcp_bridge_door_key has 9 characters; wanted 20 or more without blanks"),
+    ({"mcp_bridge_gateway_key": "too short"}, "mcp_bridge_gateway_key has 9 characters; wanted 20 or more"),
     ({"mcp_bridge_port": 8099}, "Port 8099 on debian13 is taken by another process"),
     ({"mcp_bridge_address": "somewhere"}, "found 'somewhere'; wanted an IP address"),
     (

@@ -20,7 +20,7 @@ from tests.lab.waiting import until
 SCENARIO = Path(__file__).resolve().parent.parent
 SOCKET = "local-llm-sandbox.socket"
 USER = "local-llm-bridge"
-DOOR_KEY = "molecule-key-of-the-door"
+GATEWAY_KEY = "molecule-key-of-the-gateway"
 PYTHON = "/opt/local-llm-bridge/current/bin/python"
 
 pytestmark = pytest.mark.units("local-llm-bridge", SOCKET)
@@ -200,7 +200,7 @@ call("bob", "print(6 * 7)")
 
 def test_another_developer_runs_code_while_one_would_have_all_places(targets: Host) -> None:
     write(targets, "/srv/escapes/hog.py", HOG)
-    answered = targets.check_output("python3 /srv/escapes/hog.py %s", DOOR_KEY).splitlines()
+    answered = targets.check_output("python3 /srv/escapes/hog.py %s", GATEWAY_KEY).splitlines()
     assert answered == ["bob True", *["alice True"] * 18]
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 CA_VARIABLE = "NODE_EXTRA_CA_CERTS"
 # The model names that users and agents say instead of a model's own.
 ALIASES = ("opus", "sonnet", "haiku", "fable")
-# With these in its env, Claude Code would send the door a key of the developer's own, or ask another cloud.
+# With these in its env, Claude Code would send the gateway a key of the developer's own, or ask another cloud.
 RIVALS = (
     "ANTHROPIC_API_KEY",
     "ANTHROPIC_AUTH_TOKEN",

@@ -1,4 +1,4 @@
-"""Ansible module: refuses what the door could not serve on this host, before anything is changed."""
+"""Ansible module: refuses what the gateway could not serve on this host, before anything is changed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ansible.module_utils.service_checks import address_problem, is_of_unit, key
 
 DOCUMENTATION = r"""
 module: gateway_preflight
-short_description: What would keep the door from being served here
+short_description: What would keep the gateway from being served here
 description:
   - Reads the input, the host's addresses and listeners. Changes nothing.
   - Returns C(virtual_interface), where the virtual address belongs, and C(peers), the other gateways' IPv4 addresses.
@@ -25,7 +25,7 @@ description:
 author: local-llm-fleet
 options:
   unit:
-    description: The door's own unit, whose ports are its own.
+    description: The gateway's own unit, whose ports are its own.
     type: str
     required: true
   address:
@@ -74,7 +74,7 @@ options:
     description: PEM text, if the certificate is given.
     type: str
   acme_domain:
-    description: The door's name, if an authority is asked for the certificate.
+    description: The gateway's name, if an authority is asked for the certificate.
     type: str
 """
 
@@ -89,12 +89,12 @@ def doubles(values: list[str]) -> list[str]:
 
 
 def place_problems(address: str, ports: dict[str, Any], unit: str, ss: str) -> Iterator[str]:
-    """What is wrong with where the door is to listen.
+    """What is wrong with where the gateway is to listen.
 
     Args:
         address: IP address.
         ports: TCP ports, by variable.
-        unit: The door's unit.
+        unit: The gateway's unit.
         ss: Path of ss(8).
     """
     if problem := address_problem("gateway_address", address):
@@ -108,7 +108,7 @@ def place_problems(address: str, ports: dict[str, Any], unit: str, ss: str) -> I
             yield f"{variable} is {port}; choose a port from 1 to 65535"
             continue
         for taken, process, pid in listeners(ss, int(port)):
-            wanted = "127.0.0.1" if variable == "gateway_inside_port" else address
+            wanted = "127.0.0.1" if variable == "gateway_internal_port" else address
             if overlap(wanted, taken) and not is_of_unit(pid, unit):
                 advice = "on that port the authority asks" if variable == ACME else "or choose another"
                 yield f"{variable}: port {port} on {taken} is taken by {process} (pid {pid}); stop it, {advice}"
@@ -238,9 +238,9 @@ def name_problems(where: str, kind: str, entries: list[dict[str, Any]]) -> Itera
 
 
 def target_problems(models: list[dict[str, Any]], bridges: list[dict[str, Any]]) -> Iterator[str]:
-    """What is wrong with those whom the door asks."""
+    """What is wrong with those whom the gateway asks."""
     if not models and not bridges:
-        yield "gateway_models and gateway_bridges are empty, so there is nothing behind the door; name what it serves"
+        yield "gateway_models and gateway_bridges are empty, so nothing is behind the gateway; name models or bridges"
     for name in doubles([model["name"] for model in models]):
         yield f"gateway_models: {name} is there more than once; give all its servers in one entry"
     for model in models:

@@ -108,7 +108,7 @@ def main() -> None:
     )
     params = module.params
     if not (folder := Path(params["folder"])).is_dir() and not module.check_mode:
-        module.fail_json(msg=f"{folder} is not there, so there is no door here yet: run playbooks/gateway.yml first")
+        module.fail_json(msg=f"{folder} is not there, so there is no gateway here yet: run playbooks/gateway.yml first")
     running = Path(params["socket"]).is_socket()
     changed, diff = False, []
     for name, entries in params["maps"].items():

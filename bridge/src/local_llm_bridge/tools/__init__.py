@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from local_llm_bridge.errors import ConfigError, UnknownToolError
-from local_llm_bridge.router import same_name
+from local_llm_bridge.models.router import same_name
 from local_llm_bridge.tools import chat, code_generation, execute_python, list_models, prompt_file
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class Toolbox:
         self._has_files = settings.files_root is not None
         run_python = None
         if settings.execute_python:
-            from local_llm_bridge import sandbox  # noqa: PLC0415 - off by default
+            from local_llm_bridge.sandbox import sandbox  # noqa: PLC0415 - off by default
 
             run_python = execute_python.tool(sandbox.create(settings.execute_python), settings.execute_python)
         self._max_tokens = settings.max_tokens

@@ -6,20 +6,20 @@ import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from local_llm_bridge import answer
-from local_llm_bridge.backend import Request
-from local_llm_bridge.context import estimate
 from local_llm_bridge.errors import BadArgumentsError, CallError
-from local_llm_bridge.failures import MORE_TIME
+from local_llm_bridge.models import answer
+from local_llm_bridge.models.backend import Request
+from local_llm_bridge.models.context import estimate
+from local_llm_bridge.models.failures import MORE_TIME
 from local_llm_bridge.tools.check import check
 from local_llm_bridge.tools.tool import Context, Result, Tool
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from local_llm_bridge.answer import Completion
-    from local_llm_bridge.backend import Message
-    from local_llm_bridge.tool_calls import ToolCall
+    from local_llm_bridge.models.answer import Completion
+    from local_llm_bridge.models.backend import Message
+    from local_llm_bridge.models.tool_calls import ToolCall
 
 MODEL_ARGUMENTS: dict[str, Any] = {
     "model": {"type": "string", "description": "Default: chosen by the bridge"},

@@ -13,9 +13,8 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from local_llm_bridge.errors import BadArgumentsError
-from local_llm_bridge.message import unsendable
 from local_llm_bridge.patterns import matcher, patterns_in
-from local_llm_bridge.readings import as_meant
+from local_llm_bridge.readings import as_meant, unsendable
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator

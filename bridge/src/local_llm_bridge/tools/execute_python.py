@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from local_llm_bridge.places import Places
+from local_llm_bridge.sandbox.places import Places
 from local_llm_bridge.tools.tool import TEXT, Result, Tool, arguments
 
 if TYPE_CHECKING:
     from local_llm_bridge.config import ExecutePython
-    from local_llm_bridge.sandbox import Run, Sandbox
+    from local_llm_bridge.sandbox.sandbox import Run, Sandbox
     from local_llm_bridge.tools.tool import Context
 
 # The unit local-llm-sandbox.socket takes some more, as places that have just been given back may not be free there yet.

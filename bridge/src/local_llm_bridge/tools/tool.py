@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from local_llm_bridge.answer import Completion
     from local_llm_bridge.audit import Caller
-    from local_llm_bridge.backend import Backend
+    from local_llm_bridge.models.answer import Completion
+    from local_llm_bridge.models.backend import Backend
 
 TEXT = {"type": "string", "minLength": 1}
 

@@ -1,0 +1,1 @@
+"""Which model answers, when and from where: engines and what they say."""
