@@ -3,7 +3,7 @@
 ``routes.txt`` has each route of the pinned release with the status that it gives without a key. The gateway passes on
 only those that it names; its own test reads the same file. After an upgrade, look at what has changed:
 
-    molecule verify -s litellm -- -k routes     # shows the difference
+    PYTEST_ADDOPTS="-k routes" molecule verify -s litellm     # shows the difference
 """
 
 from __future__ import annotations
