@@ -44,7 +44,8 @@ ASK = """
 # Runs programs, by name and all at once, in the sandbox of the bridge's settings; prints what came of them as JSON.
 import asyncio, dataclasses, json, sys
 from pathlib import Path
-from local_llm_bridge import config, errors, sandbox
+from local_llm_bridge import config, errors
+from local_llm_bridge.sandbox import sandbox
 programs = json.loads(Path("/srv/escapes/programs.json").read_text())
 settings = config.from_file(Path("/etc/local-llm-bridge/config.yml"), read_keys=False).execute_python
 async def run(name):
