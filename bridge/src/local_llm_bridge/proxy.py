@@ -60,7 +60,7 @@ def for_url(url: str, proxies: Mapping[str, str] | None = None) -> Proxy | None:
     host, port = (parts.hostname or "").rstrip("."), parts.port or _PORTS[parts.scheme]
     if is_loopback(host):
         return None
-    from urllib.request import getproxies, proxy_bypass  # noqa: PLC0415 - a tenth of the start, where it is not needed
+    from urllib.request import getproxies, proxy_bypass  # noqa: PLC0415 - loopback needs none of it
 
     found = getproxies() if proxies is None else proxies
     kind = parts.scheme if found.get(parts.scheme) else "all"
